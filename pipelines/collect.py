@@ -37,7 +37,7 @@ from pipelines.collect_rankings import (
     wait_for_people,
 )
 from pipelines.data import rankings
-from pipelines.data.annotators import AnnotatorFailures, SyntheticAnnotator
+from pipelines.data.annotators import SyntheticAnnotator, annotator_failures
 from pipelines.data.balance import require_enough
 from pipelines.data.feedback.io import storable
 from pipelines.data.people_rows import PeopleRows, people_rows, source_figures
@@ -66,7 +66,8 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
     if settings.annotator == "imported":
         return _import_rankings(recipe, run, out, chat)
     weights = run.require("sft").weights or ""
-    synthetic = SyntheticAnnotator.of(settings.annotator) if isinstance(settings.annotator, Call) else None
+    own, seconds = settings.annotator, settings.timeout_seconds
+    synthetic = SyntheticAnnotator.of(own, seconds) if isinstance(own, Call) else None
     prompts = plan_round(recipe, chat, weights)
     if synthetic:
         details = {name: row.details for name, row in prompts.rows.items()}
@@ -76,7 +77,7 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
         sample_missing(recipe, run, out, database, prompts, weights)
         variety = answer_variety(database, prompts, synthetic, chat.end_ids)
         console.print(variety.sentence())
-        failures = AnnotatorFailures(len(prompts.rows), settings.max_failed_rankings)
+        failures = annotator_failures(len(prompts.rows), settings.max_failed_rankings)
         if synthetic:
             console.print(
                 "[bold]A synthetic annotator ranks the answers, in place of people[/bold]: "

@@ -14,7 +14,8 @@ from cluster import feedback
 from cluster.errors import StageError
 from cluster.feedback import Feedback, Ranking
 from pipelines.data import rankings
-from pipelines.data.annotators import AnnotatorError, AnnotatorFailures, SyntheticAnnotator
+from pipelines.data.annotators import SyntheticAnnotator
+from pipelines.data.call_failures import CallFailedError, CallFailures
 
 POLL_SECONDS = 2.0
 
@@ -91,7 +92,7 @@ def rank_synthetically(
     chat: Chat,
     database: Feedback,
     prompts: CollectedPrompts,
-    failures: AnnotatorFailures,
+    failures: CallFailures,
 ) -> None:
     """Adds a synthetic annotator's rankings to the database, which ignores those that it has. Prompts whose answers are
     identical, and those that the annotator fails on, are left out.
@@ -109,7 +110,8 @@ def rank_synthetically(
             try:
                 row = prompts.rows[name]
                 found.append(rankings.rank_completions(row, completions, chat.end_ids, annotator, seed))
-            except AnnotatorError as error:
+                failures.passed()
+            except CallFailedError as error:
                 failures.add(error)
     finally:
         database.add_rankings(found)
@@ -147,7 +149,7 @@ def ranking_rows(
     chat: Chat,
     database: Feedback,
     prompts: CollectedPrompts,
-    failures: AnnotatorFailures,
+    failures: CallFailures,
     peoples: Sequence[Ranking],
 ) -> list[dict[str, Any]]:
     """Makes the rows of rankings.parquet, in the order of the prompts: a synthetic annotator's, or people's without
@@ -175,7 +177,8 @@ def ranking_rows(
         prompt, ids = prompts.rows[name], prompts.token_ids[name]
         try:
             row = rankings.ranking_row(prompt, completions[name], ranking, ids, chat.end_ids, annotator)
-        except AnnotatorError as error:
+            failures.passed()
+        except CallFailedError as error:
             failures.add(error)
             continue
         if len(row["answers"]) > 1:

@@ -4,7 +4,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from cluster.recipe.base import Call, FunctionName, PathKind, Positive, Section, Temperature, check_origin
+from cluster.recipe.base import (
+    Call,
+    FunctionName,
+    PathKind,
+    Positive,
+    PositiveFloat,
+    Section,
+    Temperature,
+    check_origin,
+)
 
 
 class ChatSource(Section):
@@ -55,6 +64,9 @@ class Collect(Section):
         0.05,
         description="for a function as annotator: the largest share of prompts that it may fail on, three times each. "
         "These are left out; above it the stage stops",
+    )
+    timeout_seconds: PositiveFloat = Field(
+        60, description="for a function as annotator: the most seconds to rank the answers to one prompt"
     )
     held_out_share: Annotated[float, Field(gt=0, le=0.5)] = Field(
         0.15, description="share of the prompts whose rankings test the reward model instead of training it"

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from cluster.recipe.base import NAME_PATTERN, Call, PathKind, Positive, Section, Share
+from cluster.recipe.base import NAME_PATTERN, Call, PathKind, Positive, PositiveFloat, Section, Share
 from cluster.recipe.corpus import Source
 
 # The tasks of pipelines.evaluate.tasks.built_in, by name.
@@ -49,6 +49,13 @@ class Evaluate(Section):
         description="questions with a grader: module:function(seed, **arguments) -> pipelines.evaluate.exam.Exam; "
         "unset: models are compared by reward and perplexity alone",
     )
+    max_failed_gradings: Share = Field(
+        0.05,
+        description="largest share of a model's answers to the exam on which its grader may fail, by an exception in "
+        "three attempts or by taking too long. Such questions are left out for all models and named in the report; "
+        "beyond it the stage stops",
+    )
+    timeout_seconds: PositiveFloat = Field(60, description="the most seconds for the exam's grading of one answer")
     tasks: list[BuiltInTask | TaskFile] = Field(
         [],
         description="tasks for every model: names of built-in ones, which need no files (built_in: all of them), and "

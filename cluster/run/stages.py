@@ -34,6 +34,8 @@ EXECUTION_KEYS: dict[str, Any] = {
             "compile_layers",
             "promote_every",
             "max_failed_verdicts",
+            "max_failed_gradings",
+            "timeout_seconds",
             "samples",
             "sample_tokens",
         ),

@@ -10,7 +10,8 @@ from typing import Any
 from cluster.errors import StageError, UserError
 from cluster.feedback import CODE
 from cluster.recipe.base import Call
-from cluster.recipe.functions import load_function
+from cluster.recipe.functions import LateError, call_within, failure_reason, load_function
+from pipelines.data.call_failures import ATTEMPTS, CallFailedError, CallFailures
 
 
 @dataclass(frozen=True)
@@ -34,14 +35,6 @@ class GradedRanking:
     grades: Sequence[int] | None = None
 
 
-# How often a function is tried on a prompt before it counts as failed there.
-ATTEMPTS = 3
-
-
-class AnnotatorError(StageError):
-    """A synthetic annotator failed on a prompt."""
-
-
 class _WrongResult(Exception):
     """An annotator's result that is no ranking."""
 
@@ -54,21 +47,28 @@ Annotator = Callable[[Mapping[str, Any], Sequence[JudgedAnswer], random.Random],
 
 @dataclass(frozen=True)
 class SyntheticAnnotator:
-    """A function that ranks, with the name that its rankings are stored under, which marks them as not a person's."""
+    """A function that ranks.
+
+    Attributes:
+        name: under which its rankings are stored, which marks them as not a person's.
+        function: ranks.
+        seconds: the most for one call.
+    """
 
     name: str
     function: Annotator
+    seconds: float = 60.0
 
     @classmethod
-    def of(cls, call: Call) -> "SyntheticAnnotator":
-        """Loads the annotator that a recipe names.
+    def of(cls, call: Call, seconds: float = 60.0) -> "SyntheticAnnotator":
+        """Loads the annotator that a recipe names, each of whose calls may take so many seconds.
 
         Raises:
             UserError: the function cannot be loaded.
         """
         arguments = "".join(f" {name}={value}" for name, value in sorted(call.arguments.items()))
         function = partial(load_function(call.function, "annotator"), **call.arguments)
-        return cls(f"{CODE}{call.function}{arguments})", function)
+        return cls(f"{CODE}{call.function}{arguments})", function, seconds)
 
     def check(self, prompts: Mapping[str, Mapping[str, Any]], max_failed: float = 0.0) -> None:
         """Tries the function on two empty answers to every prompt.
@@ -80,11 +80,13 @@ class SyntheticAnnotator:
         Raises:
             UserError: it fails on a larger share.
         """
-        empty, failures = [JudgedAnswer("", False), JudgedAnswer("", True)], AnnotatorFailures(len(prompts), max_failed)
+        empty = [JudgedAnswer("", False), JudgedAnswer("", True)]
+        failures = annotator_failures(len(prompts), max_failed)
         for name, prompt in prompts.items():
             try:
                 self.judge(name, prompt, empty, "check")
-            except AnnotatorError as error:
+                failures.passed()
+            except CallFailedError as error:
                 try:
                     failures.add(error)
                 except StageError as limit:
@@ -102,48 +104,28 @@ class SyntheticAnnotator:
             seed: of the source of randomness.
 
         Raises:
-            AnnotatorError: each time the function raised, or did not return a rank of at least 1 for every answer.
+            CallFailedError: each time the function raised, or did not return a rank of at least 1 for every answer; or
+                it took too long.
         """
-        for attempt in range(ATTEMPTS):
+        for attempt in range(1, ATTEMPTS + 1):
             try:
-                return _checked(self.function(prompt, answers, random.Random(seed)), len(answers))
+                ranking = call_within(self.seconds, self.function, prompt, answers, random.Random(seed))
+                return _checked(ranking, len(answers))
             # A user's function may raise anything.
             except Exception as error:
-                if attempt == ATTEMPTS - 1:
-                    words = (
-                        str(error) if isinstance(error, _WrongResult) else f"it raised {type(error).__name__}: {error}"
-                    )
+                late = isinstance(error, LateError)
+                if late or attempt == ATTEMPTS:
+                    words = str(error) if isinstance(error, _WrongResult) else f"it {failure_reason(error)}"
                     own = self.name.removeprefix(CODE).removesuffix(")")
-                    raise AnnotatorError(
-                        f"the annotator {own} cannot judge the prompt {name[:80]!r}: {words}"
+                    raise CallFailedError(
+                        f"the annotator {own} cannot judge the prompt {name[:80]!r}: {words}", late
                     ) from error
         raise AssertionError("the last attempt returns or raises")
 
 
-class AnnotatorFailures:
-    """Counts the prompts that a synthetic annotator failed on, and raises above a share of them.
-
-    Args:
-        prompts: how many there are.
-        limit: the largest share of them that may fail.
-    """
-
-    def __init__(self, prompts: int, limit: float) -> None:
-        self.messages: list[str] = []
-        self._prompts, self._limit = prompts, limit
-
-    def add(self, error: AnnotatorError) -> None:
-        """Notes a failure.
-
-        Raises:
-            StageError: it is one too many.
-        """
-        self.messages.append(str(error))
-        if len(self.messages) > self._limit * self._prompts:
-            raise StageError(
-                f"{error} (tried {ATTEMPTS} times; {len(self.messages)} of {self._prompts} prompts failed, and "
-                f"collect.max_failed_rankings allows {self._limit:.0%})"
-            ) from error
+def annotator_failures(prompts: int, limit: float) -> CallFailures:
+    """Counts the prompts that a synthetic annotator failed on, and raises above a share of them."""
+    return CallFailures(prompts, limit, "collect.max_failed_rankings", "prompts")
 
 
 def _checked(result: Any, answers: int) -> GradedRanking:

@@ -124,7 +124,7 @@ def rank_completions(
     Its noise, and the order that counts as presented, depend on the seed and the prompt alone.
 
     Raises:
-        AnnotatorError: the annotator failed.
+        CallFailedError: the annotator failed.
     """
     own_seed = f"labeller {seed} {prompt.id}"
     shown = distinct_answers(completions, ends, person=False)
@@ -159,7 +159,7 @@ def ranking_row(
         annotator: the synthetic annotator, whose grades are added; None for people.
 
     Raises:
-        AnnotatorError: the annotator failed.
+        CallFailedError: the annotator failed.
     """
     ranked = [completion for completion in completions if str(completion.id) in ranking.ranks]
     row = {

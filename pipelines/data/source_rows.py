@@ -4,12 +4,13 @@ used."""
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
 from cluster.errors import UserError
 from cluster.recipe.collect import ChatSource
-from cluster.recipe.functions import load_function
+from cluster.recipe.functions import SOURCE_SECONDS, failure_reason, items_within, load_function
 from cluster.run.atomic import write_text
 from pipelines.data.row_files import BadRow, Row, Span, bad_row, good_row, matching_files, rows_of, spans_of
 
@@ -146,7 +147,8 @@ def split_rows(split: SourceSplit, seed: int) -> Iterator[tuple[Row | BadRow, st
 def _function_rows(source: ChatSource, seed: int) -> Iterator[tuple[Row | BadRow, str]]:
     function = load_function(str(source.function), "source")
     try:
-        for number, row in enumerate(function(seed=seed, **source.arguments)):
+        rows = items_within(SOURCE_SECONDS, partial(function, seed=seed, **source.arguments))
+        for number, row in enumerate(rows):
             place = f"{source.function} row {number}"
             if isinstance(row, dict):
                 yield row, place
@@ -154,7 +156,7 @@ def _function_rows(source: ChatSource, seed: int) -> Iterator[tuple[Row | BadRow
                 yield bad_row(place, f"{place} is a {type(row).__name__}; it must be a dictionary", row), place
     # A user's function may raise anything.
     except Exception as error:
-        raise UserError(f"source {source.function} raised {type(error).__name__}: {error}") from error
+        raise UserError(f"source {source.function} {failure_reason(error)}") from error
 
 
 def read_rows(pattern: str) -> Iterator[tuple[Row, str]]:

@@ -1,21 +1,13 @@
 """Exams: held-out questions with a grader, supplied by a function that the recipe names, for every model of a run."""
 
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from functools import partial
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
-
-from actors.model.chat import Chat
-from actors.model.tokenizer import begin_of_text, end_token_ids
-from actors.orchestrator.fleet import Fleet
-from actors.types import Prompt, Sample, Sampling
-from cluster.errors import UserError
-from cluster.recipe.functions import load_function
+from cluster.errors import StageError, UserError
+from cluster.recipe.functions import SOURCE_SECONDS, call_within, failure_reason, load_function
 from cluster.recipe.recipe import Recipe
-from cluster.run.folder import RunFolder
 from pipelines.evaluate.stats import Proportion, ShareChange, paired_shares, proportion
 
 # The form of a question that is asked in clean English.
@@ -62,12 +54,14 @@ class GradedAnswer:
         text: the answer, without special tokens.
         stopped: whether the model ended the answer itself, and not the length limit.
         right: the grader's judgment.
+        failure: why there is none, in words; empty if there is.
     """
 
     question: Question
     text: str
     stopped: bool
     right: bool
+    failure: str = ""
 
 
 @dataclass(frozen=True)
@@ -138,15 +132,20 @@ def load_exam(recipe: Recipe) -> Exam | None:
         return None
     function = load_function(call.function, "exam")
     try:
-        exam = function(seed=recipe.seed, **call.arguments)
+        exam = call_within(SOURCE_SECONDS, partial(function, seed=recipe.seed, **call.arguments))
     # A user's function may raise anything.
     except Exception as error:
-        raise UserError(f"evaluate.exam: {call.function} raised {type(error).__name__}: {error}") from error
+        raise UserError(f"evaluate.exam: {call.function} {failure_reason(error)}") from error
     if not isinstance(exam, Exam):
         raise UserError(
             f"evaluate.exam: {call.function} returned a {type(exam).__name__}; it must return a {Exam.__module__}.Exam"
         )
-    if fault := _fault(exam):
+    try:
+        fault = _fault(exam)
+    # So may the figures' functions.
+    except Exception as error:
+        raise UserError(f"evaluate.exam: a figure of {call.function} {failure_reason(error)}") from error
+    if fault:
         raise UserError(f"evaluate.exam: {call.function} returned an exam {fault}")
     return exam
 
@@ -165,10 +164,19 @@ def _fault(exam: Exam) -> str | None:
 
 
 def exam_figures(exam: Exam, answers: Sequence[GradedAnswer]) -> dict[str, Proportion]:
-    """Computes all figures of one model, by name, from its answers to all questions."""
+    """Computes all figures of one model, by name, from its graded answers.
+
+    Raises:
+        StageError: a figure has no graded answer.
+    """
     figures = {}
     for figure in exam.figures:
         whole = [answer for answer in answers if figure.of(answer.question)]
+        if not whole:
+            raise StageError(
+                f"evaluate.exam: the grader failed on every question of the figure {figure.name}: mend it, or leave "
+                "the figure out"
+            )
         figures[figure.name] = proportion(sum(map(figure.counts, whole)), len(whole))
     return figures
 
@@ -180,95 +188,3 @@ def exam_changes(exam: Exam, before: Sequence[GradedAnswer], after: Sequence[Gra
         pairs = [pair for pair in zip(before, after, strict=True) if figure.of(pair[0].question)]
         changes[figure.name] = paired_shares(*([figure.counts(pair[side]) for pair in pairs] for side in (0, 1)))
     return changes
-
-
-@dataclass(frozen=True)
-class ExamRunner:
-    """Runs an exam with the models of a run.
-
-    A base model without a chat template continues the bare text; the others get a chat.
-    """
-
-    exam: Exam
-    run: RunFolder
-    chat: Chat
-    base: PreTrainedTokenizerBase
-    sampling: Sampling
-    context: int
-
-    @classmethod
-    def of(cls, exam: Exam, recipe: Recipe, run: RunFolder) -> "ExamRunner":
-        """Makes a runner whose models answer greedily with at most `evaluate.max_tokens` tokens."""
-        greedy = Sampling(1, 0.0, recipe.evaluate.max_tokens, recipe.seed)
-        base = AutoTokenizer.from_pretrained(run.path("base"))
-        return cls(exam, run, Chat.of(run.path("sft")), base, greedy, recipe.model.context)
-
-    def answers(self, fleet: Fleet, name: str) -> list[GradedAnswer]:
-        """Samples a model's answers to all questions, and grades them.
-
-        Args:
-            fleet: rollout actors that hold the model's weights.
-            name: the model: base, sft or policy.
-
-        Raises:
-            UserError: a question leaves no room for an answer.
-        """
-        model, questions = self.run.path(name), self.exam.questions
-        if name == "base" and not self.base.chat_template:
-            tokenizer = self.base
-            prompts = {q.id: self._bare("\n".join(turn["content"] for turn in q.messages)) for q in questions}
-        else:
-            # A model that was taken over, such as an instruction-tuned one, brings its own template.
-            chat = Chat(self.base) if name == "base" else self.chat
-            tokenizer, prompts = chat.tokenizer, {q.id: chat.prompt(q.messages) for q in questions}
-        room = self.context - self.sampling.max_tokens
-        if long := next((key for key, ids in prompts.items() if len(ids) > room), None):
-            raise UserError(
-                f"evaluate.exam: the question {long!r} has {len(prompts[long])} tokens, and {room} leave room for an "
-                "answer (model.context - evaluate.max_tokens): shorten it"
-            )
-        samples = fleet.generate([Prompt(key, ids) for key, ids in prompts.items()], self.sampling)
-        return _graded(self.exam, samples, model, tokenizer)
-
-    def completion(self, fleet: Fleet) -> Proportion | None:
-        """Measures how often the fleet's weights continue the exam's sentences rightly; None without sentences."""
-        sentences = self.exam.completions
-        if not sentences:
-            return None
-        prompts = [Prompt(name, self._bare(begin)) for name, (begin, _) in sentences.items()]
-        samples = fleet.generate(prompts, self.sampling)
-        hits = sum(continues_right(wanted, samples[name][0].text) for name, (_, wanted) in sentences.items())
-        return proportion(hits, len(sentences))
-
-    def _bare(self, text: str) -> list[int]:
-        return begin_of_text(self.base) + self.base.encode(text, add_special_tokens=False)
-
-
-def continues_right(wanted: str, text: str) -> bool:
-    """Tells whether a continuation begins with the wanted words."""
-    return text.strip().startswith(wanted.strip())
-
-
-def grade_answer(
-    exam: Exam, question: Question, token_ids: Sequence[int], ends: Collection[int], tokenizer: Any
-) -> GradedAnswer:
-    """Grades an answer up to its first end token.
-
-    The engine stops at the chat's end token alone; with greedy decoding, cutting a base model's answer at its own end
-    token is the same as stopping there.
-
-    Args:
-        token_ids: the generated tokens.
-        ends: the model's end tokens.
-        tokenizer: the model's.
-    """
-    end = next((index for index, token in enumerate(token_ids) if token in ends), None)
-    text = tokenizer.decode(list(token_ids[:end]), skip_special_tokens=True).strip()
-    return GradedAnswer(question, text, end is not None, exam.right(question, text))
-
-
-def _graded(
-    exam: Exam, samples: Mapping[str, list[Sample]], model: Path, tokenizer: PreTrainedTokenizerBase
-) -> list[GradedAnswer]:
-    ends = end_token_ids(model, tokenizer)
-    return [grade_answer(exam, q, samples[q.id][0].token_ids, ends, tokenizer) for q in exam.questions]

@@ -39,6 +39,7 @@ def render(
     return template.render(
         report=report,
         exam=exam,
+        ungraded=ungraded_note(report),
         probes={name: kind.finding for name, kind in PROBES.items()},
         models=MODELS,
         curves=curves,
@@ -50,6 +51,18 @@ def render(
         total=_duration(sum(report["timings"].values())),
         duration=_duration,
         drawing={"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": RIGHT, "top": TOP, "bottom": BOTTOM},
+    )
+
+
+def ungraded_note(report: Mapping[str, Any]) -> str:
+    """Says how many answers to the exam could not be graded, and why the first; empty if all could."""
+    failed = {name: count for name, count in report.get("failed_gradings", {}).items() if count}
+    if not failed:
+        return ""
+    counts = ", ".join(f"{count} of the {MODELS[name].lower()} model" for name, count in failed.items())
+    return (
+        f"Answers that could not be graded: {counts}. Their questions are left out for all models. "
+        f"The first: {report['grading_failures'][0]}."
     )
 
 

@@ -24,7 +24,8 @@ from cluster.run.folder import RunFolder
 from cluster.run.layout import STAGES
 from cluster.run.stages import Result
 from pipelines.evaluate.charts import corpus_histograms, learning_curves
-from pipelines.evaluate.exam import Exam, ExamRunner, GradedAnswer, exam_changes, exam_figures, load_exam
+from pipelines.evaluate.exam import Exam, GradedAnswer, exam_changes, exam_figures, load_exam
+from pipelines.evaluate.exam_runner import ExamRunner, graded_for_all, grading_failures
 from pipelines.evaluate.held_out import (
     RewardedAnswers,
     answer_rows,
@@ -116,6 +117,7 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
         "changes",
         "rewards",
         "failed_verdicts",
+        "failed_gradings",
         "preference_accuracy",
         "perplexity",
         "reward_model",
@@ -192,7 +194,7 @@ def _report(
         drift: the value of `PreferenceProbe.measure`, if RLHF measured it.
         feedback: the value of `_feedback_figures`, and the `signs` of over-optimization, or None.
     """
-    answers = outputs.exam_answers
+    answers = graded_for_all(outputs.exam_answers)
     figures = {name: exam_figures(exam, given) for name, given in answers.items()} if exam else {}
     shares = {name: exam_changes(exam, answers[name], answers["policy"]) for name in OTHERS} if exam else {}
     changes = paired_changes(outputs.rewarded["sft"], outputs.rewarded["policy"])
@@ -222,6 +224,7 @@ def _report(
         "perplexity": asdict(text_perplexity) if text_perplexity else None,
         "preference_accuracy": drift,
         "failed_verdicts": {name: len(rewarded.failures) for name, rewarded in outputs.rewarded.items()},
+        **grading_failures(outputs.exam_answers),
         "kl_from_sft": outputs.kl,
         "verdict": "\n".join(sentences),
         **feedback,
@@ -259,7 +262,12 @@ def exam_rows(answers: Mapping[str, Sequence[GradedAnswer]]) -> list[dict[str, A
             "form": group[0].question.form,
             "question": group[0].question.shown,
             "answers": {
-                name: {"text": answer.text, "right": answer.right, "stopped": answer.stopped}
+                name: {
+                    "text": answer.text,
+                    "right": answer.right,
+                    "stopped": answer.stopped,
+                    "failure": answer.failure,
+                }
                 for name, answer in zip(MODELS, group, strict=True)
             },
         }

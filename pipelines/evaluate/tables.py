@@ -9,7 +9,7 @@ from rich.table import Table
 
 from pipelines.evaluate.exam import Exam
 from pipelines.evaluate.held_out import MEASURES
-from pipelines.evaluate.report import MODELS
+from pipelines.evaluate.report import MODELS, ungraded_note
 from pipelines.evaluate.tasks.tables import print_tasks, two_digits
 
 
@@ -24,6 +24,8 @@ def print_report(report: Mapping[str, Any], exam: Exam | None, console: Console)
     remarks = []
     if exam:
         console.print(_exam_table(report, exam))
+        if note := ungraded_note(report):
+            console.print(note, highlight=False, markup=False)
     if exam and exam.completions:
         remarks.append(f"the base model continues {report['base']['completion']['value']:.2f} of sentences rightly")
     console.print(_rewards_table(report))

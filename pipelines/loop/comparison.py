@@ -11,7 +11,8 @@ from cluster.errors import UserError
 from cluster.recipe.recipe import Recipe
 from cluster.run.folder import RunFolder
 from cluster.run.versions import differing_files
-from pipelines.evaluate.exam import Exam, ExamRunner, exam_changes, load_exam
+from pipelines.evaluate.exam import Exam, exam_changes, load_exam
+from pipelines.evaluate.exam_runner import ExamRunner, graded_for_all
 from pipelines.evaluate.held_out import paired_changes, sample_and_reward
 from pipelines.evaluate.stage import MAX_ACTORS, evaluation_prompts
 from pipelines.evaluate.stats import Change, ShareChange, interval_text
@@ -40,7 +41,7 @@ def compare_policies(recipe: Recipe, run: RunFolder, live: Path) -> Verdict:
     exam, (prompts, _) = load_exam(recipe), evaluation_prompts(recipe, prompt_chat(recipe, run.path("sft")))
     runner = ExamRunner.of(exam, recipe, run) if exam else None
     sampling = Sampling(recipe.evaluate.samples_per_prompt, 1.0, recipe.rlhf.sampling.max_tokens, recipe.seed)
-    rewarded, answers, rendered = [], [], list(prompts.rendered.values())
+    rewarded, answers, rendered = [], {}, list(prompts.rendered.values())
     at_once, actors = recipe.rlhf.prompts_per_step, min(MAX_ACTORS, recipe.rlhf.fleet.rollout_actors)
     with (
         reward_pools(recipe, run, prompts.inputs) as pools,
@@ -50,11 +51,11 @@ def compare_policies(recipe: Recipe, run: RunFolder, live: Path) -> Verdict:
         for version, folder in enumerate((live, new), 1):
             fleet.load(version, parameters(causal_lm.load(folder)))
             if runner:
-                answers.append(runner.answers(fleet, "policy"))
+                answers[str(folder)] = runner.answers(fleet, "policy")
             rewarded.append(
                 sample_and_reward(fleet, pools, rendered, sampling, at_once, recipe.rlhf.environment_weight)
             )
-    shares = exam_changes(exam, *answers) if exam else {}
+    shares = exam_changes(exam, *graded_for_all(answers).values()) if exam else {}
     return judge_changes(paired_changes(*rewarded)["reward"], exam, shares, recipe.loop.promote_if == "better")
 
 

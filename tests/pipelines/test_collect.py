@@ -39,7 +39,8 @@ from pipelines.collect_rankings import (
     wait_for_people,
 )
 from pipelines.data import rankings
-from pipelines.data.annotators import ATTEMPTS, AnnotatorFailures, JudgedAnswer, SyntheticAnnotator
+from pipelines.data.annotators import JudgedAnswer, SyntheticAnnotator, annotator_failures
+from pipelines.data.call_failures import ATTEMPTS, LATE_IN_A_ROW, CallFailures
 from pipelines.data.chat_formats import PromptText, read_prompts
 from pipelines.data.feedback.io import import_file
 from tests.world import COUNTRIES, DEMO_CHATS, DEMO_PROMPTS, demo_annotator
@@ -84,8 +85,8 @@ def database(tmp_path: Path) -> Iterator[Feedback]:
         yield opened
 
 
-def no_failures(prompts: int = 30, limit: float = 0.0) -> AnnotatorFailures:
-    return AnnotatorFailures(prompts, limit)
+def no_failures(prompts: int = 30, limit: float = 0.0) -> CallFailures:
+    return annotator_failures(prompts, limit)
 
 
 def _fill(database: Feedback, chat: Chat, plan: CollectedPrompts, names: list[str], weights: str = "w") -> None:
@@ -193,6 +194,21 @@ def test_a_users_annotator_ranks_any_prompt(tmp_path: Path, chat: Chat, database
 def test_an_annotator_must_rank_every_answer(function: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         SyntheticAnnotator.of(Call(function=f"{__name__}:{function}")).check({"x": {}})
+
+
+def hangs(prompt: Mapping[str, Any], answers: Sequence[JudgedAnswer], chance: random.Random) -> list[int]:
+    if int(prompt["id"]) >= 2:
+        time.sleep(60)
+    return [1] * len(answers)
+
+
+def test_an_annotator_that_hangs_is_told_in_one_line_and_stopped() -> None:
+    own = SyntheticAnnotator.of(Call(function=f"{__name__}:hangs"), seconds=0.02)
+    prompts = {f"p{number}": {"id": str(number)} for number in range(40)}
+    with pytest.raises(UserError, match=r"the prompt 'p2': it took longer than 0.02 s \(1 of 40 prompts failed"):
+        own.check(prompts)
+    with pytest.raises(UserError, match=rf"^the .* 'p9': it took .* each of the last {LATE_IN_A_ROW} calls"):
+        own.check(prompts, max_failed=1.0)
 
 
 def test_prompts_without_room_for_an_answer_are_left_out(tmp_path: Path, chat: Chat) -> None:

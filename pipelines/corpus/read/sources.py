@@ -3,13 +3,14 @@
 import re
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
 from cluster.errors import UserError
 from cluster.recipe.corpus import Source
-from cluster.recipe.functions import load_function
+from cluster.recipe.functions import SOURCE_SECONDS, failure_reason, items_within, load_function
 from cluster.run.storage.files import find_files, glob_root, relative_name
 from cluster.run.storage.remote import StoredFile, shown_name
 from pipelines.corpus.read.extractor import Extractor
@@ -207,7 +208,8 @@ def _function_texts(split: InputSplit) -> Iterator[tuple[str, str]]:
     """
     function = load_function(str(split.function), "source")
     try:
-        for number, item in enumerate(function(seed=split.seed, **split.arguments)):
+        items = items_within(SOURCE_SECONDS, partial(function, seed=split.seed, **split.arguments))
+        for number, item in enumerate(items):
             place, text = item if isinstance(item, tuple) else (str(number), item)
             if not isinstance(text, str):
                 raise UserError(f"source {split.function} gave a {type(text).__name__} as text {number}, not a string")
@@ -216,7 +218,7 @@ def _function_texts(split: InputSplit) -> Iterator[tuple[str, str]]:
         raise
     # The function is the user's code and may raise any exception.
     except Exception as error:
-        raise UserError(f"source {split.function} raised {type(error).__name__}: {error}") from error
+        raise UserError(f"source {split.function} {failure_reason(error)}") from error
 
 
 def _files_of(source: Source) -> tuple[list[StoredFile], list[str]]:

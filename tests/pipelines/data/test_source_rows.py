@@ -1,4 +1,6 @@
 import json
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -7,6 +9,7 @@ import pytest
 
 from cluster.errors import UserError
 from cluster.recipe.collect import ChatSource
+from pipelines.data import source_rows as source_rows_module
 from pipelines.data.chat_formats import conversation_of, prompt_of
 from pipelines.data.row_files import BadRow
 from pipelines.data.source_rows import check_first_rows, file_rows, source_rows, source_splits, split_rows
@@ -122,3 +125,14 @@ def test_one_readable_row_lets_a_file_pass_the_check_of_its_first_rows(tmp_path:
     sources = [ChatSource(kind="files", path=str(path)), ChatSource(kind="function", function="gone:gone")]
     check_first_rows(sources, conversation_of)
     check_first_rows(sources, prompt_of)
+
+
+def hangs(seed: int) -> Iterator[dict[str, str]]:
+    yield {"prompt": "one", "response": "row"}
+    time.sleep(60)
+
+
+def test_a_function_that_hangs_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source_rows_module, "SOURCE_SECONDS", 0.05)
+    with pytest.raises(UserError, match=rf"^source {__name__}:hangs took longer than 0.05 s$"):
+        list(source_rows(ChatSource(kind="function", function=f"{__name__}:hangs"), 1))

@@ -2,7 +2,7 @@ import io
 import json
 import math
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ from transformers import PreTrainedTokenizerFast
 
 from cluster.run.metrics import MetricsWriter
 from pipelines.evaluate.charts import BOTTOM, HEIGHT, WIDTH, learning_curves
-from pipelines.evaluate.exam import GradedAnswer, continues_right, exam_changes, exam_figures, grade_answer
+from pipelines.evaluate.exam import GradedAnswer, exam_changes, exam_figures
+from pipelines.evaluate.exam_runner import continues_right, cut_answer, graded_for_all, grading_failures
 from pipelines.evaluate.held_out import HELD_OUT, MEASURES
 from pipelines.evaluate.perplexity import perplexity
 from pipelines.evaluate.report import SHOWN_PER_KIND
@@ -101,7 +102,10 @@ def _rewarded(hostile: bool) -> list[dict[str, Any]]:
 def _write(
     root: Path, hostile: bool = False, annotator: str = "a.b:c", with_exam: bool = True, rows: int = 2
 ) -> tuple[str, dict[str, Any], list[Any]]:
-    answers = _answers(hostile) if with_exam else {}
+    given = _answers(hostile) if with_exam else {}
+    if hostile:
+        given["sft"][0] = replace(given["sft"][0], failure=HOSTILE)
+    answers = graded_for_all(given)
     figures = {name: exam_figures(EXAM, group) for name, group in answers.items()}
     report: dict[str, Any] = {
         name: {k: vars(v) for k, v in figures.get(name, {}).items()} for name in ("base", "sft", "policy")
@@ -126,6 +130,7 @@ def _write(
             for name in ("sft", "base")
             if with_exam
         },
+        **grading_failures(given),
         "perplexity": asdict(perplexity([[0] * 11] * rows, nats)),
         "reward_model": trust if annotator else None,
         "kl_from_sft": {"value": 2.5, "standard_error": 0.2, "per_token": 0.21, "n": 300},
@@ -137,7 +142,7 @@ def _write(
     }
     out = root / "report"
     out.mkdir()
-    write_report(report, [*exam_rows(answers), *_rewarded(hostile)], EXAM if with_exam else None, root, out)
+    write_report(report, [*exam_rows(given), *_rewarded(hostile)], EXAM if with_exam else None, root, out)
     return (
         (out / "index.html").read_text(encoding="utf-8"),
         json.loads((out / "report.json").read_text()),
@@ -285,13 +290,10 @@ def test_an_answer_ends_at_the_models_own_end_token() -> None:
     words = {"<end>": 0, "<turn>": 1, "Paris": 2, "is": 3, "[UNK]": 4}
     backend = Tokenizer(WordLevel(words, unk_token="[UNK]"))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
-    question = EXAM.questions[0]
-    base = grade_answer(EXAM, question, [2, 3, 0, 2, 2], {0}, tokenizer)
-    assert (base.text, base.stopped) == ("Paris is", True)
-    cut = grade_answer(EXAM, question, [2, 3, 2], {1}, tokenizer)
-    assert (cut.text, cut.stopped) == ("Paris is Paris", False)
+    assert cut_answer([2, 3, 0, 2, 2], {0}, tokenizer) == ("Paris is", True)
+    assert cut_answer([2, 3, 2], {1}, tokenizer) == ("Paris is Paris", False)
     # Another model's end token does not end this one's answer.
-    assert not grade_answer(EXAM, question, [2, 0], {1}, tokenizer).stopped
+    assert not cut_answer([2, 0], {1}, tokenizer)[1]
 
 
 def test_a_completion_is_right_when_the_capital_comes_first() -> None:

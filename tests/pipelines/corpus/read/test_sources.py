@@ -4,7 +4,9 @@ import gzip
 import json
 import os
 import random
+import time
 import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -265,6 +267,18 @@ def test_texts_of_a_function_have_its_names_or_their_numbers() -> None:
 def test_a_function_that_fails_is_named(function: str, arguments: dict[str, Any], said: str) -> None:
     own = Source(kind="function", function=f"{__name__}:{function}", arguments=arguments)
     with pytest.raises(UserError, match=said):
+        list(read_split(plan_splits([own], 1)[0]))
+
+
+def hangs(seed: int) -> Iterator[str]:
+    yield "one text"
+    time.sleep(60)
+
+
+def test_a_function_that_hangs_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "SOURCE_SECONDS", 0.05)
+    own = Source(kind="function", function=f"{__name__}:hangs")
+    with pytest.raises(UserError, match=r"hangs took longer than 0.05 s$"):
         list(read_split(plan_splits([own], 1)[0]))
 
 
