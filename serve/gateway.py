@@ -49,6 +49,8 @@ from serve.transport.messages import Endpoint, EngineState
 from serve.transport.pool import ModelEndpoint, RemoteModel, ReplicaPool
 
 READY_SECONDS = 5.0
+# Of a model that has answered before, and of one that has not yet.
+UNREACHABLE, LOADING = "unreachable", "loading"
 # Prometheus waits 10 s by itself.
 METRICS_SECONDS = 2.0
 
@@ -142,13 +144,19 @@ def build_gateway(
     async def health() -> dict[str, str]:
         return {"status": "ok"}
 
+    answered = set[str]()
+
     @app.get("/ready")
     async def ready(request: Request) -> JSONResponse:
         states = dict(zip(models, await asyncio.gather(*map(_readiness, models.values())), strict=True))
-        all_reachable = all(state["status"] != "unreachable" for state in states.values())
-        status = "ok" if all_reachable else "unhealthy"
+        answered.update(name for name, state in states.items() if state["status"] != UNREACHABLE)
+        for name in states.keys() - answered:
+            states[name]["status"] = LOADING
+        # A model that is gone outweighs one that is still to come.
+        worst = next((one for one in (UNREACHABLE, LOADING) if any(one == s["status"] for s in states.values())), "ok")
         known = authorizer.is_open() or request.state.context.caller.key is not None
-        return JSONResponse({"status": status} | ({"models": states} if known else {}), 200 if all_reachable else 503)
+        body = {"status": "unhealthy" if worst == UNREACHABLE else worst} | ({"models": states} if known else {})
+        return JSONResponse(body, 200 if worst == "ok" else 503)
 
     @app.get("/metrics")
     async def prometheus() -> Response:
@@ -310,6 +318,6 @@ async def _readiness(model: ModelEndpoint) -> dict[str, Any]:
     try:
         requests = await asyncio.wait_for(model.requests(), READY_SECONDS)
     except (RequestError, TimeoutError):
-        return {"status": "unreachable"}
+        return {"status": UNREACHABLE}
     # A model without replicas is asleep: the next request starts one.
     return {"status": "ok" if requests else "asleep", "replicas": len(requests), "requests": sum(requests)}

@@ -4,11 +4,12 @@ import asyncio
 import json
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import aclosing
 from functools import partial
 from http import HTTPStatus
 from typing import Any
+from urllib.parse import quote
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
@@ -28,6 +29,9 @@ from serve.transport.pool import ModelEndpoint
 
 WEIGHTS_HEADER = "X-Triptych-Weights"
 MODEL_HEADER = "X-Triptych-Model"
+# Unknown fields of a request, which are ignored as in vLLM's own server: clients send fields of newer APIs.
+IGNORED_HEADER = "X-Triptych-Ignored-Fields"
+MAX_HEADER = 500
 # Clients ask here without a model's name, as lm-eval does; the models of a run share a tokenizer.
 NAMELESS = frozenset[Endpoint]({"tokenize", "detokenize", "tokenizer_info"})
 # The caller of requests to shadow models, in the metrics.
@@ -227,6 +231,8 @@ class Router:
         first = await wait(anext(parts))
         while isinstance(first, ResponseStart):
             self._set_weights(context, first.weights)
+            if first.ignored:
+                context.headers[IGNORED_HEADER] = _header_value(first.ignored)
             if not first.weights.startswith(version):
                 message = f"{name} is served with the weights {first.weights}, not {version}"
                 raise RequestError(404, message, "NotFoundError", "model")
@@ -242,7 +248,7 @@ class Router:
     def _set_weights(self, context: RequestContext, weights: str | None) -> None:
         if weights or not context.weights:
             context.weights = weights or "unknown"
-            context.headers = {MODEL_HEADER: context.model, WEIGHTS_HEADER: context.weights}
+            context.headers |= {MODEL_HEADER: context.model, WEIGHTS_HEADER: context.weights}
 
     async def _events(self, first: Part, rest: AsyncGenerator[Part], context: RequestContext) -> AsyncIterator[str]:
         labels = label_values(context)
@@ -284,6 +290,11 @@ def _usage(endpoint: Endpoint, body: dict[str, Any], reply: CompleteResponse) ->
 
 async def _wait(work: Awaitable[Part]) -> Part:
     return await work
+
+
+def _header_value(names: Iterable[str]) -> str:
+    """Returns names from a request as the value of a header, percent-encoded, as they may have any character."""
+    return ", ".join(quote(name.encode(errors="replace")) for name in names)[:MAX_HEADER]
 
 
 def _split_version(name: Any) -> tuple[Any, str]:

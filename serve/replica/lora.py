@@ -3,6 +3,7 @@
 import json
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ class LoraModel:
         """Answers by the engine, with the adapter's checksum as the version of the weights."""
         async with aclosing(self._engine.answer(endpoint, body)) as parts:
             async for part in parts:
-                yield ResponseStart(self._weights) if isinstance(part, ResponseStart) else part
+                yield replace(part, weights=self._weights) if isinstance(part, ResponseStart) else part
 
     async def card(self) -> dict[str, Any]:
         """Returns its entry in `/v1/models`, which names the adapted model as its parent."""

@@ -77,7 +77,7 @@ class RewardScorer:
         self.running += 1
         try:
             async with self.lock:
-                yield ResponseStart(self.weights)
+                yield ResponseStart(self.weights, sorted(set(body) - ScoreRequest.model_fields.keys()))
                 yield await run_in_threadpool(self.score, request)
         finally:
             self.running -= 1

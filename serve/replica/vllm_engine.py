@@ -166,6 +166,7 @@ class VllmEngine:
         unforced = too_many_tokens(tokenizer, embeddings(self.engine))
         self.bounds = RequestBounds(context, longest_token(tokenizer), variables, unforced)
         self.openai = openai_serving(self.engine, name, adapters, parsers)
+        self._fields: dict[Endpoint, set[str]] = {}
 
     async def load_adapters(self) -> None:
         """Loads the adapters, after which requests may name them.
@@ -191,13 +192,19 @@ class VllmEngine:
             return
         try:
             async with self.gate.request() as request:
-                yield ResponseStart(request.versions[0])
+                yield ResponseStart(request.versions[0], self._unknown_fields(endpoint, body))
                 async with aclosing(self._parts(endpoint, body, request)) as parts:
                     async for part in parts:
                         yield part
         finally:
             if self.gate.is_empty and (left := await abort_unfinished(self.engine)):
                 logger.warning("aborted %d requests that vLLM kept of clients that had gone", left)
+
+    def _unknown_fields(self, endpoint: Endpoint, body: dict[str, Any]) -> list[str]:
+        if endpoint not in self._fields:
+            self._fields[endpoint] = known_fields(self.openai.handlers[endpoint][0].json_schema())
+        known = self._fields[endpoint]
+        return sorted(set(body) - known) if known else []
 
     async def _parts(self, endpoint: Endpoint, body: dict[str, Any], request: InflightRequest) -> AsyncGenerator[Part]:
         request_type, handler = self.openai.handlers[endpoint]
@@ -295,6 +302,13 @@ def _validated(request_type: TypeAdapter[Any], body: dict[str, Any]) -> Any:
         # vLLM's validators look into values before pydantic has checked their types.
         logger.info("a request was refused", exc_info=error)
         raise ValueError("a field is of a wrong type: /openapi.json has the types") from error
+
+
+def known_fields(schema: Mapping[str, Any]) -> set[str]:
+    """Returns the fields of requests that a JSON schema describes, in all its alternatives; empty if it names none."""
+    definitions = schema.get("$defs", {})
+    kinds = [definitions.get(kind.get("$ref", "").rpartition("/")[2], kind) for kind in schema.get("anyOf", [schema])]
+    return {field for kind in kinds for field in kind.get("properties", {})}
 
 
 def _explain(error: ValidationError) -> BaseModel:

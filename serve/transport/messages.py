@@ -21,9 +21,15 @@ Endpoint = Literal[
 
 @dataclass(frozen=True)
 class ResponseStart:
-    """The first part of a response: the version of the weights that starts to generate it."""
+    """The first part of a response.
+
+    Attributes:
+        weights: the version of the weights that starts to generate it.
+        ignored: fields of the request that the model does not know.
+    """
 
     weights: str
+    ignored: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

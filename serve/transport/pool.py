@@ -63,6 +63,7 @@ class ReplicaPool:
         # The promoted versions; a replica that started meanwhile may have missed them.
         self._promoted: dict[str, tuple[Path, str]] = {}
         self._promotion_lock = asyncio.Lock()
+        self._has_answered = False
 
     async def least_busy(self) -> GatewayConnection:
         """Returns the connection with the fewest pending requests, and waits for one if there is none."""
@@ -96,7 +97,8 @@ class ReplicaPool:
         found = await self._call_all("connect", self._address, seconds=STATUS_SECONDS)
         replicas = [one for one in found if isinstance(one, ReplicaStatus)]
         if not replicas and found:
-            raise unreachable(found[0])
+            raise self._failed(found[0])
+        self._has_answered = self._has_answered or bool(replicas)
         return replicas
 
     async def call_any(self, method: str, *arguments: Any) -> Any:
@@ -107,7 +109,7 @@ class ReplicaPool:
         except TaskCancelledError:
             raise
         except (RayError, RayServeException) as error:
-            raise unreachable(error) from error
+            raise self._failed(error) from error
 
     async def promote(self, model: str, folder: Path, weights: str) -> PromotionResult:
         """Loads a version of a model's weights in all replicas. After an error, some may have it and some may not."""
@@ -123,7 +125,7 @@ class ReplicaPool:
         # A replica that died meanwhile is replaced by one that `maintain` brings up to date.
         failed = [one for one in found if isinstance(one, Exception) and not isinstance(one, RayActorError)]
         if not done and found:
-            raise unreachable(found[0])
+            raise self._failed(found[0])
         errors = [*(one.error for one in done if one.error), *map(str, failed)]
         seconds = max((one.seconds for one in done), default=0.0)
         return PromotionResult(seconds, sum(one.mixed for one in done), errors[0] if errors else None)
@@ -135,9 +137,9 @@ class ReplicaPool:
         except DeploymentUnavailableError as error:
             if self._scales_to_zero:
                 return []
-            raise unreachable(error) from error
+            raise self._failed(error) from error
         except (RayError, RayServeException, TimeoutError) as error:
-            raise unreachable(error) from error
+            raise self._failed(error) from error
 
     async def _connect(self) -> None:
         """Waits for a replica, which may have to start first, and for its connection."""
@@ -154,14 +156,22 @@ class ReplicaPool:
                     with suppress(TimeoutError):
                         await asyncio.wait_for(self._added.wait(), RECONNECT_SECONDS)
         except (RayError, RayServeException) as error:
-            raise unreachable(error) from error
+            raise self._failed(error) from error
         except TimeoutError:
-            raise unreachable(failure) from failure
+            raise self._failed(failure) from failure
 
     def _add(self, connection: GatewayConnection) -> None:
         open_ones = {name: one for name, one in self._connections.items() if not one.lost}
         self._connections = open_ones | {connection.replica_id: connection}
+        self._has_answered = True
         self._added.set()
+
+    def _failed(self, error: Exception) -> RequestError:
+        if self._has_answered:
+            return unreachable(error)
+        # No failure yet: Ray Serve ends the server if a model cannot be loaded.
+        logger.info("no replica has started yet: %s", error)
+        return RequestError(503, "the model is still loading; try again", "ServiceUnavailableError", retry_after=5)
 
 
 def unreachable(error: Exception) -> RequestError:

@@ -6,12 +6,16 @@ from pathlib import Path
 
 import httpx
 import pytest
+from pydantic import BaseModel, TypeAdapter
 
 from cluster.recipe.serve import Alias
 from cluster.run.folder import RunFolder
 from serve.canary import set_share
+from serve.errors import RequestError
 from serve.gateway import GatewaySettings
+from serve.replica.vllm_engine import known_fields
 from serve.routes import aliases_of
+from serve.transport.messages import ResponseStart
 from tests.serve.support.local import Parrot, asking, prompt
 
 WELL = 'route="/v1/completions",status="200",weights="unknown"'
@@ -75,3 +79,63 @@ async def test_a_shadow_that_hangs_or_fails_delays_no_request() -> None:
         await metrics(client, 'key="(shadow)",model="sft",route="/v1/completions",status="503",weights="unknown"} 1.0')
         shadow.go_on.set()
         await metrics(client, f'key="(shadow)",model="sft",{WELL}}} 1.0')
+
+
+@pytest.mark.anyio
+async def test_fields_that_a_model_does_not_know_are_named_in_a_header() -> None:
+    class Strict(Parrot):
+        """A model that knows the fields of `prompt` alone."""
+
+        async def answer(self, endpoint, body, given_up):
+            yield ResponseStart("abc", sorted(set(body) - {"model", "prompt", "stream"}))
+            async for part in super().answer(endpoint, body, given_up):
+                yield part
+
+    async with asking(GatewaySettings(), Strict()) as client:
+        plain = await client.post("/v1/completions", json=prompt("a b"))
+        for stream in (False, True):
+            options = {"temprature": 0.5, "a\r\nSet-Cookie: é": 1, "stream": stream}
+            answer = await client.post("/v1/completions", json=prompt("a b", **options))
+            assert answer.status_code == 200
+            assert answer.headers["x-triptych-ignored-fields"] == "a%0D%0ASet-Cookie%3A%20%C3%A9, temprature"
+            assert answer.headers["x-triptych-weights"] == "abc"
+    assert "x-triptych-ignored-fields" not in plain.headers
+
+
+def test_the_fields_of_a_request_are_those_of_all_its_alternatives() -> None:
+    class One(BaseModel):
+        prompt: str
+
+    class Other(BaseModel):
+        messages: list[One]
+
+    assert known_fields(TypeAdapter(One).json_schema()) == {"prompt"}
+    assert known_fields(TypeAdapter(One | Other).json_schema()) == {"prompt", "messages"}
+    assert known_fields(TypeAdapter(dict[str, int]).json_schema()) == set()
+
+
+@pytest.mark.anyio
+async def test_readiness_tells_a_model_that_loads_from_one_that_is_gone() -> None:
+    class Silent(Parrot):
+        """A model without replicas that answer."""
+
+        silent = True
+
+        async def requests(self) -> list[int]:
+            if self.silent:
+                raise RequestError(503, "no", "ServiceUnavailableError")
+            return [0]
+
+    model = Silent()
+    async with asking(GatewaySettings(), model, others={"sft": Parrot()}) as client:
+
+        async def ready() -> tuple[int, str, str]:
+            answer = await client.get("/ready")
+            assert answer.json()["models"]["sft"]["status"] == "ok"
+            return answer.status_code, answer.json()["status"], answer.json()["models"]["parrot"]["status"]
+
+        assert await ready() == (503, "loading", "loading")
+        model.silent = False
+        assert await ready() == (200, "ok", "ok")
+        model.silent = True
+        assert await ready() == (503, "unhealthy", "unreachable")

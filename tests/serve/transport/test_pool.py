@@ -344,6 +344,7 @@ async def test_a_dead_replica_is_not_one_that_sleeps(start_seconds: float | None
         with pytest.raises(RequestError) as failed:
             await model.requests()
         assert failed.value.status_code == 503
+        assert "cannot be reached" in str(failed.value.body)
 
 
 async def test_a_model_that_sleeps_has_the_time_that_loading_takes() -> None:
@@ -365,5 +366,6 @@ async def test_a_model_may_sleep_until_it_is_asked() -> None:
         handle.replicas.append(Replica(Counting()))
         assert (await asked)[1:] == counted(2)[1:]
     async with served() as (model, _, _):
-        with pytest.raises(RequestError):
+        with pytest.raises(RequestError) as failed:
             await model.requests()
+        assert "still loading" in str(failed.value.body)
