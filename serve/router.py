@@ -31,6 +31,7 @@ WEIGHTS_HEADER = "X-Triptych-Weights"
 MODEL_HEADER = "X-Triptych-Model"
 # Unknown fields of a request, which are ignored as in vLLM's own server: clients send fields of newer APIs.
 IGNORED_HEADER = "X-Triptych-Ignored-Fields"
+NOTE_HEADER = "X-Triptych-Note"
 MAX_HEADER = 500
 # Clients ask here without a model's name, as lm-eval does; the models of a run share a tokenizer.
 NAMELESS = frozenset[Endpoint]({"tokenize", "detokenize", "tokenizer_info"})
@@ -233,6 +234,8 @@ class Router:
             self._set_weights(context, first.weights)
             if first.ignored:
                 context.headers[IGNORED_HEADER] = _header_value(first.ignored)
+            if first.note:
+                context.headers[NOTE_HEADER] = first.note
             if not first.weights.startswith(version):
                 message = f"{name} is served with the weights {first.weights}, not {version}"
                 raise RequestError(404, message, "NotFoundError", "model")

@@ -21,6 +21,8 @@ OTHER_CHARACTERS = 50_000
 OWN_FIELDS = frozenset({"messages", "tools"})
 # Fields that restrict an answer to a grammar. One that nothing can follow makes the generation fail.
 FORMS = ("response_format", "structured_outputs", "text", "output_config", "tools")
+# What the types of parts of a message that are no text have in their names, such as image_url and input_audio.
+MEDIA = ("image", "audio", "video", "file", "document")
 # Fields with one text or a list, each of which is searched for in every answer or tokenized before it.
 MAX_TEXTS = {"stop": 32, "bad_words": 256}
 
@@ -66,6 +68,7 @@ class RequestBounds:
         if endpoint in ("completions", "chat/completions") and sequences > MAX_SEQUENCES:
             message = f"n: a request may have {MAX_SEQUENCES} answers, all prompts together, and not {sequences}"
             raise _refusal(message, "n")
+        _check_parts(rest)
         self._check_variables(rest.get("chat_template_kwargs"))
         if self._unforced and (form := forced_form(rest)):
             raise _refusal(f"{form}: {self._unforced}", form)
@@ -75,6 +78,17 @@ class RequestBounds:
             reads = ", ".join(self._variables) or "none"
             message = f"chat_template_kwargs: {', '.join(unknown)[:200]}: the model's chat template reads only {reads}"
             raise _refusal(message, "chat_template_kwargs")
+
+
+def _check_parts(body: Mapping[str, Any]) -> None:
+    for field in ("messages", "input"):
+        for message in _listed(body.get(field)):
+            for part in _listed(message.get("content") if isinstance(message, dict) else None):
+                kind = part.get("type") if isinstance(part, dict) else None
+                if isinstance(kind, str) and any(word in kind for word in MEDIA):
+                    raise _refusal(
+                        f"{field}: a part has the type {kind[:40]!r}, and this model reads text alone", field
+                    )
 
 
 def forced_form(body: Mapping[str, Any]) -> str | None:

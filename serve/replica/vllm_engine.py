@@ -68,6 +68,10 @@ logger = logging.getLogger("ray.serve")
 CPU_CACHE_BYTES = 256 << 20
 # vLLM's default on CPUs.
 STEP_TOKENS = 2048
+CHAT_ENDPOINTS: frozenset[Endpoint] = frozenset({"chat/completions", "responses", "messages"})
+NOT_CHAT_TUNED = (
+    "this model was not tuned to chat: its answers may be empty or never end; /v1/completions has it continue a text"
+)
 # How long a change of weights waits for the answers in progress.
 DRAIN_SECONDS = 0.5
 
@@ -192,7 +196,8 @@ class VllmEngine:
             return
         try:
             async with self.gate.request() as request:
-                yield ResponseStart(request.versions[0], self._unknown_fields(endpoint, body))
+                note = "" if self.chat_tuned or endpoint not in CHAT_ENDPOINTS else NOT_CHAT_TUNED
+                yield ResponseStart(request.versions[0], self._unknown_fields(endpoint, body), note)
                 async with aclosing(self._parts(endpoint, body, request)) as parts:
                     async for part in parts:
                         yield part

@@ -26,10 +26,12 @@ class ResponseStart:
     Attributes:
         weights: the version of the weights that starts to generate it.
         ignored: fields of the request that the model does not know.
+        note: what the client should know of the model, such as that it cannot chat; ASCII.
     """
 
     weights: str
     ignored: list[str] = field(default_factory=list)
+    note: str = ""
 
 
 @dataclass(frozen=True)

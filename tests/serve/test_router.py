@@ -87,7 +87,7 @@ async def test_fields_that_a_model_does_not_know_are_named_in_a_header() -> None
         """A model that knows the fields of `prompt` alone."""
 
         async def answer(self, endpoint, body, given_up):
-            yield ResponseStart("abc", sorted(set(body) - {"model", "prompt", "stream"}))
+            yield ResponseStart("abc", sorted(set(body) - {"model", "prompt", "stream"}), "it continues texts")
             async for part in super().answer(endpoint, body, given_up):
                 yield part
 
@@ -100,6 +100,7 @@ async def test_fields_that_a_model_does_not_know_are_named_in_a_header() -> None
             assert answer.headers["x-triptych-ignored-fields"] == "a%0D%0ASet-Cookie%3A%20%C3%A9, temprature"
             assert answer.headers["x-triptych-weights"] == "abc"
     assert "x-triptych-ignored-fields" not in plain.headers
+    assert plain.headers["x-triptych-note"] == "it continues texts"
 
 
 def test_the_fields_of_a_request_are_those_of_all_its_alternatives() -> None:

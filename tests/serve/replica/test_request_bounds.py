@@ -13,6 +13,7 @@ CONTEXT, LONGEST = 100, 10
 BOUNDS = RequestBounds(CONTEXT, LONGEST, {"messages", "tools", "enable_thinking", "add_generation_prompt"})
 FULL = "x" * (CONTEXT * LONGEST + OTHER_CHARACTERS)
 MESSAGES = [{"role": "user", "content": "x"}]
+IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,"}}
 VALUES = OTHER_VALUES + VALUES_PER_TOKEN * CONTEXT
 
 
@@ -49,6 +50,8 @@ def test_requests_within_the_bounds_pass(endpoint: Endpoint, body: dict[str, Any
         ("completions", {"prompt": [""] * (MAX_SEQUENCES + 1)}, "256 answers"),
         ("completions", {"prompt": ["", ""], "n": MAX_SEQUENCES}, "not 512"),
         ("chat/completions", {"messages": MESSAGES, "n": 10**9}, "256 answers"),
+        ("chat/completions", {"messages": [{"role": "user", "content": [IMAGE]}]}, "'image_url', and this model reads"),
+        ("responses", {"input": [{"role": "user", "content": [{"type": "input_file"}]}]}, "reads text alone"),
         ("chat/completions", {"messages": MESSAGES, "stop": ["x"] * 33}, "stop"),
         ("chat/completions", {"messages": MESSAGES, "chat_template_kwargs": {"messages": []}}, "messages"),
         ("chat/completions", {"messages": MESSAGES, "chat_template_kwargs": {"padding": "max_length"}}, "padding"),
