@@ -4,11 +4,12 @@ import json
 import math
 import time
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, HTTPException, Request
-from fastapi.responses import HTMLResponse
+from fastapi.responses import HTMLResponse, JSONResponse
 
 from cluster.errors import UserError
 from cluster.feedback.judged import trace_judgements
@@ -18,7 +19,9 @@ from cluster.run.metrics import NO_METRICS, read_metrics
 from cluster.run.round_differences import differences, differing_judgements, figure_text
 from cluster.run.rounds import kept_rounds, present_folders, present_round, round_folder, round_in_the_making
 from cluster.run.trail import Decision, open_round, read_answer, read_trail
+from cluster.trace import FILE as TRACE
 from cluster.trace import read_trace
+from serve.pages.file_cache import FileCache
 from serve.pages.render import page, routes_of
 
 # A drawing has not many more pixels across.
@@ -45,15 +48,16 @@ MAX_JUDGEMENTS = 1_000
 def runs_router(folder: Path) -> APIRouter:
     """Returns the routes of the page at /runs."""
     router = APIRouter(prefix="/runs")
-    run = RunFolder(folder)
+    run, files = RunFolder(folder), FileCache()
 
     @router.get("")
     def runs_page(request: Request) -> HTMLResponse:
         return page("runs.html", routes_of(request.app))
 
     @router.get("/data")
-    def data() -> dict[str, Any]:
-        return describe(run)
+    def data() -> JSONResponse:
+        # Not a dictionary, whose every value FastAPI would look at.
+        return JSONResponse(describe(run, files))
 
     @router.get("/difference")
     def difference(first: int, second: int) -> dict[str, Any]:
@@ -97,13 +101,14 @@ def describe_judgements(run: RunFolder) -> dict[str, Any]:
     return {"judgements": rows, "count": len(found), "gone": sum(not one.is_there for one in found)}
 
 
-def describe(run: RunFolder) -> dict[str, Any]:
-    """Returns the data that the page shows of a run."""
-    working = run.holder() is not None
+def describe(run: RunFolder, files: FileCache | None = None) -> dict[str, Any]:
+    """Returns the data that the page shows of a run; `files` keeps what earlier calls have read."""
+    files = files or FileCache()
+    working, answers = run.holder() is not None, run.path("report") / "answers.json"
     return {
         "name": run.root.name,
-        "stages": [_stage(stage, run, working) for stage in STAGES if stage.folder not in _skipped(run)],
-        "samples": _samples(run.path("report") / "answers.json"),
+        "stages": [_stage(stage, run, working, files) for stage in STAGES if stage.folder not in _skipped(run)],
+        "samples": files.made_from(answers, "samples", partial(_samples, answers)),
         "verdict": _verdict(run.root),
         "models": _models(run.root),
         "now": _now(run, working),
@@ -207,11 +212,10 @@ def _skipped(run: RunFolder) -> set[str]:
     return corpus | {folder for folder in ranked if run.manifest(folder) is None}
 
 
-def _stage(stage: Stage, run: RunFolder, working: bool) -> dict[str, Any]:
+def _stage(stage: Stage, run: RunFolder, working: bool, files: FileCache) -> dict[str, Any]:
     manifest, begun = run.manifest(stage.folder), run.partial_fingerprint(stage.folder) is not None
     state, why = _state(manifest, begun, working, run)
     folder = run.partial(stage.folder) if begun else run.path(stage.folder)
-    rows = read_metrics(folder)
     described = {
         "name": stage.name,
         "folder": stage.folder,
@@ -219,10 +223,8 @@ def _stage(stage: Stage, run: RunFolder, working: bool) -> dict[str, Any]:
         "after": stage.after,
         "state": state,
         "why": why,
-        "curves": curves(rows),
-        "written": written(rows),
-        "rollouts": rollouts(rows),
-        "trace": read_trace(folder),
+        **files.made_from(folder / "metrics.jsonl", "curves", partial(_progress, folder)),
+        "trace": files.made_from(folder / TRACE, "trace", partial(read_trace, folder)),
     }
     if manifest is None:
         return described
@@ -235,6 +237,11 @@ def _stage(stage: Stage, run: RunFolder, working: bool) -> dict[str, Any]:
         "weights": manifest.weights,
         "figures": dict(figures(manifest.metrics)),
     }
+
+
+def _progress(folder: Path) -> dict[str, Any]:
+    rows = read_metrics(folder)
+    return {"curves": curves(rows), "written": written(rows), "rollouts": rollouts(rows)}
 
 
 def _state(manifest: Manifest | None, begun: bool, working: bool, run: RunFolder) -> tuple[str, str]:

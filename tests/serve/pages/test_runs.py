@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from cluster.run.atomic import write_text
 from cluster.run.trail import Decision, add_decision, answer_open_round
+from serve.pages.file_cache import FileCache
 from serve.pages.runs import MAX_POINTS, MAX_SAMPLES, curves, describe, figures, rollouts, written
 from tests.cluster.run.test_rounds import make
 from tests.serve.support.run_folder import at_work, write_run
@@ -168,3 +170,25 @@ def test_figures_are_numbers_only() -> None:
         "f": True,
     }
     assert dict(figures(metrics)) == {"a": {"value": 1}, "c.d": {"value": 0.5, "low": 0.1}}
+
+
+def test_files_are_read_again_when_they_change(tmp_path: Path) -> None:
+    files, read = FileCache(), list[int]()
+    path = tmp_path / "a"
+    for content in ("one", "one", "two", "three"):
+        if not path.exists() or path.read_text() != content:
+            write_text(path, content)
+        assert files.made_from(path, "text", lambda: read.append(1) or path.read_text()) == content
+    assert len(read) == 3
+    path.unlink()
+    assert files.made_from(path, "text", path.exists) is False
+
+
+def test_new_steps_of_a_stage_show_though_its_files_are_kept(tmp_path: Path) -> None:
+    run, files = write_run(tmp_path, finished=7), FileCache()
+    before = describe(run, files)
+    assert describe(run, files) == before == describe(run)
+    with (run.path("policy") / "metrics.jsonl").open("a") as metrics:
+        metrics.write(json.dumps({"step": 10_000, "time": 0.0, "loss": 7.5}) + "\n")
+    policy = next(stage for stage in describe(run, files)["stages"] if stage["folder"] == "policy")
+    assert policy["curves"]["loss"][-1] == (10_000, 7.5)
