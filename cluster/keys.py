@@ -159,7 +159,9 @@ class KeyRing:
         if not NAME.fullmatch(name):
             raise UserError(f"{name!r} is no name for a key: up to 60 letters, digits, spaces and . @ - _")
         if not scopes or (unknown := sorted(set(scopes) - set(SCOPES))):
-            raise UserError(f"{', '.join(unknown) if scopes else 'nothing'} is no scope: those are {', '.join(SCOPES)}")
+            raise UserError(
+                f"{', '.join(unknown) if scopes else 'nothing'} is no scope: choose from {', '.join(SCOPES)}"
+            )
         ordered = tuple(scope for scope in SCOPES if scope in scopes)
         key, token = new_key(name, ordered)
         with self._change() as keys:

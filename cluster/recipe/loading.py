@@ -55,7 +55,7 @@ def _print_new_names(path: str | Path, renamed: dict[str, str]) -> None:
     """Prints on stderr which old keys were read as which new ones."""
     if len(renamed) > MAX_RENAME_LINES:
         print(
-            f"triptych: {path}: {len(renamed)} keys have the names of the version before; they were read as today's",
+            f"triptych: {path}: {len(renamed)} keys have names of the version before; read by their present names",
             file=sys.stderr,
         )
         return

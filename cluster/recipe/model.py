@@ -15,10 +15,11 @@ class Cluster(Section):
         description="local: this machine; auto: the Ray cluster that this machine belongs to; or ray://HOST:PORT",
     )
     cpus: Positive | None = Field(
-        None, description="CPU cores to use at most; on a cluster, more than it has are waited for; unset: all"
+        None,
+        description="the most CPU cores to use; on a cluster that has fewer, the stages wait for more; unset: all",
     )
     gpus: Annotated[int, Field(ge=0)] | None = Field(
-        None, description="GPUs to use at most; on a cluster, more than it has are waited for; unset: all"
+        None, description="the most GPUs to use; on a cluster that has fewer, the stages wait for more; unset: all"
     )
     memory_gb: PositiveFloat | None = Field(
         None, description="for address local: main memory to plan with, in GB; unset: what is available"

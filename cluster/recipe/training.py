@@ -156,10 +156,12 @@ class SourceWeights(Section):
 
     rankings: Weight = Field(1.0, description="rankings by people")
     function: Weight = Field(1.0, description="rankings by a function in people's place")
-    votes: Weight = Field(1.0, description="votes of the compare page; of one that finds all bad, each answer is bad")
+    votes: Weight = Field(
+        1.0, description="votes of the compare page; a vote that all are bad makes each answer a bad one"
+    )
     better: Weight = Field(1.0, description="answers that people wrote, each paired with the best that was shown")
     thumbs: Weight = Field(0.5, description="thumbs up and down in the chat, each for one answer")
-    all_bad: Weight = Field(0.5, description="judgements that all answers are bad: each of the answers is")
+    all_bad: Weight = Field(0.5, description="judgements that all answers are bad, which make each answer a bad one")
 
 
 class RewardModel(Training):
@@ -208,8 +210,8 @@ class Dpo(Training):
     )
     desirable_weight: PositiveFloat = Field(
         1.0,
-        description="for loss kto: weight of good answers. The paper has it times their number at 1 to 1.5 times "
-        "undesirable_weight times the number of bad ones",
+        description="for loss kto: weight of good answers. In the paper, this weight times the number of good "
+        "answers is 1 to 1.5 times undesirable_weight times the number of bad ones",
     )
     undesirable_weight: PositiveFloat = Field(1.0, description="for loss kto: weight of bad answers")
     lora: Lora | None = Field(

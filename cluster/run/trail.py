@@ -113,7 +113,7 @@ def answer_open_round(root: Path, approved: bool, by: str, number: int | None = 
     if number not in (None, found):
         raise UserError(f"round {found} is in progress by now, and not round {number}")
     if approved and "compare" not in steps:
-        raise UserError(f"round {found} has not been compared with the live policy yet: approve it then")
+        raise UserError(f"round {found} has not been compared with the live policy yet: approve it afterwards")
     answer_round(root, Approval(found, approved, by))
     return found
 

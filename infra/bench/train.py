@@ -3,9 +3,8 @@
 The same model, rows, AdamW, clipping and precision (bfloat16 where the machine has instructions for it) for all. Each
 way has a process of its own, the loop's with the environment that a stage sets. They take turns, so that a busy moment
 of the machine hits all of them; the medians of their steps are compared, and set beside the rate of matrix products in
-each turn: the best, and on a CPU also the median of a second, which is what it can keep up. The loop keeps documents
-apart and makes logits for trained tokens alone, the peers do neither. With --ray, the loop also runs as a stage runs
-it.
+each turn: the best, and on a CPU also the median of a second, the sustained rate. The loop keeps documents apart and
+makes logits for trained tokens alone, the peers do neither. With --ray, the loop also runs as a stage runs it.
 
 python -m infra.bench.train [--size 2.5M] [--rows 16] [--micro-rows 16] [--context 256] [--vocabulary 4096]
     [--steps 4] [--documents 1] [--ways compiled eager] [--ray]
@@ -130,13 +129,13 @@ def main() -> None:
     flops = flops_per_token(model, given.context)
     found: dict[str, list[float]] = {name: [] for name in given.ways}
     memory: dict[str, float] = {}
-    peaks, kept_up = [], []
+    peaks, sustained = [], []
     with ExitStack() as stack:
         asked = {name: stack.enter_context(_process(name, shape, rows, micro_rows)) for name in given.ways}
         for turn in range(TURNS + 1):
             # In each turn: a virtual machine's rate changes by 10 % within minutes.
             peaks.append(peak_flops(DEVICE, PRECISION))
-            kept_up.append(_kept_up())
+            sustained.append(_sustained_flops())
             for name, connection in asked.items():
                 connection.send(given.steps if turn else WARM_UP)
                 # The first turn warms up.
@@ -151,7 +150,7 @@ def main() -> None:
             for name in {"the loop"} & asked.keys():
                 asked[name].send(TURNS * given.steps)
                 found[name] += asked[name].recv()[0]
-    peak, lasting = statistics.median(peaks), statistics.median(kept_up)
+    peak, lasting_rate = statistics.median(peaks), statistics.median(sustained)
     rates = {name: ids.size / statistics.median(seconds) for name, seconds in found.items()}
     where = torch.cuda.get_device_name() if DEVICE.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
     shapes = f"{given.rows} rows ({micro_rows} at once) of {given.documents} documents, {given.context} tokens together"
@@ -161,7 +160,7 @@ def main() -> None:
         held = f"; {memory[name]:.1f} GB at most" if name in memory else ""
         print(
             f"{name}: {rate:,.0f} tokens/s, {share:.2f} of the peak of {peak / 1e9:,.0f} GFLOP/s, "
-            f"{flops * rate / lasting:.2f} of the {lasting / 1e9:,.0f} that last{held}"
+            f"{flops * rate / lasting_rate:.2f} of the sustained {lasting_rate / 1e9:,.0f}{held}"
         )
     for name in OWN:
         for peer in ("eager", "transformers Trainer"):
@@ -193,7 +192,7 @@ def _measure(name: str, shape: Model, rows: pa.Table, micro_rows: int, connectio
             connection.send((measure(connection.recv()), peak_memory_gb(DEVICE)))
 
 
-def _kept_up() -> float:
+def _sustained_flops() -> float:
     """Measures the operations a second of a median matrix product, over one second."""
     if DEVICE.type == "cuda":
         return peak_flops(DEVICE, PRECISION)

@@ -24,7 +24,7 @@ def load_function(name: str, what: str = "reward function") -> Callable[..., Any
     """
     module, _, function = name.partition(":")
     if module in MOVED:
-        print(f"{what} {name} is now {MOVED[module]}:{function}: name it so in the recipe", file=sys.stderr)
+        print(f"{what} {name} is now {MOVED[module]}:{function}: use this name in the recipe", file=sys.stderr)
         module = MOVED[module]
     try:
         found = getattr(importlib.import_module(module), function)

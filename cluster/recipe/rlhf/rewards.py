@@ -20,8 +20,8 @@ class Reward(Section):
 
     kind: Literal["model", "function", "http", "environment"] = Field(
         "model",
-        description="the run's reward model, a Python function, an HTTP server, or what the class of rlhf.environment "
-        "gives itself",
+        description="the run's reward model, a Python function, an HTTP server, or the reward that the class of "
+        "rlhf.environment gives",
     )
     function: FunctionName | None = Field(
         None, description="for kind function: module:function(question, answer) -> number"
@@ -46,8 +46,9 @@ class Reward(Section):
     )
     accept_hacks: list[Hack] = Field(
         [],
-        description="for kinds function and http: answers without effort that the reward may like as well as honest "
-        "ones; RLHF refuses to start where an empty answer or the prompt itself is one that is not named here. "
+        description="for kinds function and http: hacks, which are answers without effort, that the reward may score "
+        "as high as honest answers; RLHF refuses to start if an empty answer or the prompt itself scores so and is not "
+        "named here. "
         "`triptych doctor --rewards RECIPE` tries them all",
     )
 

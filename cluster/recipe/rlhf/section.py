@@ -116,7 +116,7 @@ class Rlhf(Section):
     )
     dual_clip: Annotated[float, Field(gt=1)] | None = Field(
         None,
-        description="the most times that a probability ratio counts where the advantage is negative (Ye et al. 2020); "
+        description="upper bound of the probability ratio where the advantage is negative (Ye et al. 2020); "
         "unset: 3 for ppo, no bound for the others",
     )
     importance: Importance = Field(Importance(), description="correction of tokens that older weights drew")
@@ -135,8 +135,8 @@ class Rlhf(Section):
     dynamic_sampling: bool | None = Field(
         None,
         description="replace prompts whose answers all got one reward, which teach nothing (DAPO, section 3.2); with "
-        "rlhf.fleet.max_staleness 0, more are sampled at once by the share that was replaced of late, and those too "
-        "many are sampled again in the next step; unset: true for dapo, else false",
+        "rlhf.fleet.max_staleness 0, more are sampled at once, by the share that was replaced in recent steps, and "
+        "surplus prompts are sampled again in the next step; unset: true for dapo, else false",
     )
     pretrain_mix: Annotated[float, Field(ge=0)] = Field(
         0.0, description="weight of the pre-training loss, mixed in (PPO-ptx, Ouyang et al. 2022); needs corpus.sources"

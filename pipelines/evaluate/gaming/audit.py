@@ -119,7 +119,7 @@ def require_sound_reward(reward: Reward, name: str, audit: RewardAudit) -> None:
         accepted = ", ".join([*reward.accept_hacks, *paying])
         raise UserError(
             f"{name} is satisfied by {named}, for most of {audit.cases} prompts, and the policy would learn to give "
-            f"that: have the reward refuse it, or accept it with accept_hacks: [{accepted}] in that entry of "
+            f"that: make the reward refuse it, or accept it with accept_hacks: [{accepted}] in that entry of "
             "rlhf.rewards"
         )
 

@@ -87,8 +87,8 @@ def evaluate_alone(
                 answers[task.name] = found = run_task(task, evaluated)
                 if server and (now := server.version()) != version:
                     raise StageError(
-                        f"{target} has changed its weights from {version} to {now} during the task {task.name}, whose "
-                        "results are of neither: run the command again once the weights stay"
+                        f"{target} has changed its weights from {version} to {now} during the task {task.name}, so "
+                        "that its results hold for neither: run the command again when the weights no longer change"
                     )
                 write_json(done / f"{task.name}.json", {"key": keys[task.name], **asdict(found)})
     by_model = {task: {name: found} for task, found in answers.items() if found is not None}
