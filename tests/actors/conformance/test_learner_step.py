@@ -5,7 +5,7 @@ import pytest
 
 from actors.algorithms.registry import ALGORITHMS
 from infra.bench.equations.steps import ANSWERS, compared
-from tests.actors.learner.test_learner import Folders, model_folders
+from tests.actors.learner.hand_made import Folders, model_folders
 
 
 @pytest.fixture(scope="module")

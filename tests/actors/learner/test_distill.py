@@ -24,7 +24,7 @@ TEACHER_NOISE = 0.04
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def student_and_teacher(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A student, and its teacher."""
     root = tmp_path_factory.mktemp("distill")
     torch.manual_seed(3)
@@ -40,9 +40,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return root / "student", root / "teacher"
 
 
-def learner_of(folders: tuple[Path, Path], **settings: object) -> Learner:
-    own = rlhf(algorithm="distill", teacher=str(folders[1]), **{"learning_rate": 1e-3, **settings})
-    return Learner(own, folders[0], folders[0], [], seed=0, threads=1)
+def learner_of(student_and_teacher: tuple[Path, Path], **settings: object) -> Learner:
+    own = rlhf(algorithm="distill", teacher=str(student_and_teacher[1]), **{"learning_rate": 1e-3, **settings})
+    return Learner(own, student_and_teacher[0], student_and_teacher[0], [], seed=0, threads=1)
 
 
 @torch.no_grad()
@@ -79,9 +79,9 @@ def reverse_kl(policy: torch.nn.Module, teacher: torch.nn.Module, groups: list[l
 
 
 @pytest.mark.parametrize("adapters", [False, True])
-def test_the_students_divergence_from_its_teacher_falls(folders: tuple[Path, Path], adapters: bool):
-    learner = learner_of(folders, **({"lora": Lora(rank=8), "learning_rate": 1e-2} if adapters else {}))
-    teacher, held_out = load(folders[1]), drawn(learner, 8, seed=99)
+def test_the_students_divergence_from_its_teacher_falls(student_and_teacher: tuple[Path, Path], adapters: bool):
+    learner = learner_of(student_and_teacher, **({"lora": Lora(rank=8), "learning_rate": 1e-2} if adapters else {}))
+    teacher, held_out = load(student_and_teacher[1]), drawn(learner, 8, seed=99)
     before, told = reverse_kl(learner.policy, teacher, held_out), []
     for step in range(10):
         groups = drawn(learner, 8, seed=step)
@@ -113,9 +113,9 @@ def test_the_expected_gradient_is_that_of_the_reverse_divergence():
     assert torch.allclose(found, expected, rtol=0, atol=1e-12)
 
 
-def test_the_step_follows_the_teachers_log_probabilities(folders: tuple[Path, Path]):
-    learner = learner_of(folders)
-    groups, teacher, policy = drawn(learner, 2, seed=1), load(folders[1]), load(folders[0])
+def test_the_step_follows_the_teachers_log_probabilities(student_and_teacher: tuple[Path, Path]):
+    learner = learner_of(student_and_teacher)
+    groups, teacher, policy = drawn(learner, 2, seed=1), load(student_and_teacher[1]), load(student_and_teacher[0])
     batch = learner.collator.rollouts(PROMPTS, groups, [[0.0] * 2] * len(PROMPTS), False)
     found = learner._targets(batch).advantages[batch.completion_mask].view(-1, LENGTH)
     pairs = zip(PROMPTS, groups, strict=True)
@@ -128,13 +128,13 @@ def test_the_step_follows_the_teachers_log_probabilities(folders: tuple[Path, Pa
     assert torch.allclose(found.double(), other - own, rtol=0, atol=2e-5)
 
 
-def test_other_tokens_are_refused(folders: tuple[Path, Path], tmp_path: Path):
-    require_same_tokens(folders[1], folders[0])
+def test_other_tokens_are_refused(student_and_teacher: tuple[Path, Path], tmp_path: Path):
+    require_same_tokens(student_and_teacher[1], student_and_teacher[0])
     tiny_tokenizer(310).save_pretrained(tmp_path)
     with pytest.raises(UserError, match=r"the tokens of .* are not those of the policy: .* and None here"):
-        require_same_tokens(tmp_path, folders[0])
+        require_same_tokens(tmp_path, student_and_teacher[0])
     with pytest.raises(UserError, match="cannot load the tokenizer of"):
-        require_same_tokens(tmp_path / "none", folders[0])
+        require_same_tokens(tmp_path / "none", student_and_teacher[0])
 
 
 @pytest.mark.parametrize(

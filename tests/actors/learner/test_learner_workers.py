@@ -18,7 +18,7 @@ from cluster.errors import StageError
 from cluster.recipe.base import Lora
 from cluster.recipe.rlhf.section import Rlhf
 from cluster.runtime.plan import Allocation
-from tests.actors.learner.test_learner import Folders, model_folders
+from tests.actors.learner.hand_made import Folders
 from tests.helpers import rlhf
 
 pytestmark = pytest.mark.slow
@@ -27,11 +27,6 @@ pytestmark = pytest.mark.slow
 PROMPTS = [Prompt("a", [2, 10, 11, 4, 3]), Prompt("b", [2, 12, 4, 3]), Prompt("c", [2, 9, 3])]
 ANSWERS = [[[20, 21, 4], [22, 4]], [[23, 4], [24, 25, 26, 4]], [[27, 28, 4]]]
 REWARDS = [[1.0, -1.0], [0.5, -0.5], [0.25]]
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
-    return model_folders(tmp_path_factory.mktemp("workers"))
 
 
 @contextmanager

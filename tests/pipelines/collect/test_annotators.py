@@ -1,0 +1,142 @@
+"""Annotators that are functions: what they may return, and how often they may fail."""
+
+import json
+import random
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from actors.model.chat import Chat
+from cluster.errors import StageError, UserError
+from cluster.feedback import Feedback
+from cluster.recipe.base import Call
+from pipelines.collect import plan_round
+from pipelines.collect_rankings import (
+    rank_synthetically,
+    ranking_rows,
+)
+from pipelines.data.annotators import JudgedAnswer, SyntheticAnnotator
+from pipelines.data.call_failures import ATTEMPTS, LATE_IN_A_ROW
+from tests.pipelines.collect.answers import (
+    BY_LENGTH,
+    DEMO_ANNOTATOR,
+    add_answers,
+    add_plan,
+    by_length,
+    collect_recipe,
+    no_failures,
+)
+
+
+def test_the_check_refuses_prompts_that_the_annotator_cannot_judge(tmp_path: Path, chat: Chat) -> None:
+    path = tmp_path / "own.jsonl"
+    path.write_text('{"prompt": "Write a poem."}\n{"prompt": "Write a song."}\n')
+    plan = plan_round(collect_recipe(tmp_path, sources=[{"kind": "files", "path": str(path)}]), chat, "w")
+    details = {name: row.details for name, row in plan.rows.items()}
+    with pytest.raises(UserError, match=r"judges only the demo's prompts.*collect\.annotator=people"):
+        DEMO_ANNOTATOR.check(details)
+    DEMO_ANNOTATOR.check({"x": {"kind": "harmful", "key": ""}})
+
+
+def no_ranks(prompt: Mapping[str, Any], answers: Sequence[JudgedAnswer], chance: random.Random) -> list[float]:
+    return [0.5] * len(answers)
+
+
+def too_few(prompt: Mapping[str, Any], answers: Sequence[JudgedAnswer], chance: random.Random) -> list[int]:
+    return [1]
+
+
+def test_a_users_annotator_ranks_any_prompt(tmp_path: Path, chat: Chat, database: Feedback) -> None:
+    path = tmp_path / "own.jsonl"
+    path.write_text('{"prompt": "Write a poem."}\n{"prompt": "Write a song."}\n')
+    own = SyntheticAnnotator.of(Call(function=BY_LENGTH))
+    plan = plan_round(collect_recipe(tmp_path, sources=[{"kind": "files", "path": str(path)}]), chat, "w")
+    own.check({name: row.details for name, row in plan.rows.items()})
+    database.add_prompts(list(plan.rows.values()))
+    add_answers(database, chat, plan, list(plan.rows))
+    rank_synthetically(own, 1, chat, database, plan, no_failures())
+    rows = ranking_rows(own, chat, database, plan, no_failures(), [])
+    assert [row["ranks"] for row in rows] == [[3, 3, 1, 2]] * 2
+    assert [row["grades"] for row in rows] == [None, None]
+    assert {row["annotator"] for row in rows} == {f"code ({BY_LENGTH})"}
+
+
+@pytest.mark.parametrize(
+    ("function", "message"), [("no_ranks", "an integer for each"), ("too_few", r"returned \[1\] for 2")]
+)
+def test_an_annotator_must_rank_every_answer(function: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        SyntheticAnnotator.of(Call(function=f"{__name__}:{function}")).check({"x": {}})
+
+
+def hangs(prompt: Mapping[str, Any], answers: Sequence[JudgedAnswer], chance: random.Random) -> list[int]:
+    if int(prompt["id"]) >= 2:
+        time.sleep(60)
+    return [1] * len(answers)
+
+
+def test_an_annotator_that_hangs_is_told_in_one_line_and_stopped() -> None:
+    own = SyntheticAnnotator.of(Call(function=f"{__name__}:hangs"), seconds=0.02)
+    prompts = {f"p{number}": {"id": str(number)} for number in range(40)}
+    with pytest.raises(UserError, match=r"the prompt 'p2': it took longer than 0.02 s \(1 of 40 prompts failed"):
+        own.check(prompts)
+    with pytest.raises(UserError, match=rf"^the .* 'p9': it took .* each of the last {LATE_IN_A_ROW} calls"):
+        own.check(prompts, max_failed=1.0)
+
+
+CALLS: Counter[str] = Counter()
+
+
+def unsteady(
+    prompt: Mapping[str, Any], answers: Sequence[JudgedAnswer], chance: random.Random, often: int, every: int = 1
+) -> list[np.int64]:
+    """Fails the first `often` times on one of `every` prompts."""
+    name = prompt["id"]
+    CALLS[name] += 1
+    if int(name) % every == 0 and CALLS[name] <= often:
+        raise ConnectionError("the annotators' line is busy")
+    return [np.int64(rank) for rank in by_length(prompt, answers, chance)]
+
+
+def _unsteady(tmp_path: Path, chat: Chat, database: Feedback, **arguments: int) -> tuple[SyntheticAnnotator, Any]:
+    CALLS.clear()
+    path = tmp_path / "own.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"Say {n}.", "id": str(n)}) + "\n" for n in range(20)))
+    plan = plan_round(collect_recipe(tmp_path, sources=[{"kind": "files", "path": str(path)}]), chat, "w")
+    for row in plan.rows.values():
+        row.details["id"] = row.messages[0]["content"].split()[1].rstrip(".")
+    add_plan(database, chat, plan, {name: ["a", "bb", "ccc"] for name in plan.rows})
+    return SyntheticAnnotator.of(Call(function=f"{__name__}:unsteady", arguments=arguments)), plan
+
+
+def test_an_annotator_that_fails_at_times_is_asked_again(tmp_path: Path, chat: Chat, database: Feedback) -> None:
+    annotator, plan = _unsteady(tmp_path, chat, database, often=ATTEMPTS - 1)
+    annotator.check({name: row.details for name, row in plan.rows.items()})
+    CALLS.clear()
+    failures = no_failures(20)
+    rank_synthetically(annotator, 1, chat, database, plan, failures)
+    rows = ranking_rows(annotator, chat, database, plan, failures, [])
+    assert [row["ranks"] for row in rows] == [[1, 2, 3]] * 20
+    assert failures.messages == []
+
+
+def test_prompts_on_which_an_annotator_always_fails_are_left_out_up_to_a_share(
+    tmp_path: Path, chat: Chat, database: Feedback
+) -> None:
+    annotator, plan = _unsteady(tmp_path, chat, database, often=10**6, every=10)
+    details = {name: row.details for name, row in plan.rows.items()}
+    annotator.check(details, max_failed=0.1)
+    with pytest.raises(UserError, match=r"the annotators' line is busy \(tried 3 times; 2 of 20 prompts failed"):
+        annotator.check(details, max_failed=0.05)
+    failures = no_failures(20, 0.1)
+    rank_synthetically(annotator, 1, chat, database, plan, failures)
+    assert len(ranking_rows(annotator, chat, database, plan, failures, [])) == 18
+    assert len(failures.messages) == 2
+    assert "it raised ConnectionError: the annotators' line is busy" in failures.messages[0]
+    with pytest.raises(StageError, match=r"collect.max_failed_rankings allows 5%"):
+        rank_synthetically(annotator, 1, chat, database, plan, no_failures(20, 0.05))
