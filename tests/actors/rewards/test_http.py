@@ -28,8 +28,8 @@ GROUPS = [
 Reply = Callable[[dict[str, Any], int], tuple[int, str]]
 
 
-class Server(ThreadingHTTPServer):
-    """Answers as `reply` says and keeps what it was asked."""
+class Endpoint(ThreadingHTTPServer):
+    """A reward endpoint that answers with `reply` and keeps the requests' bodies."""
 
     reply: Reply
     # Seconds between two characters of an answer.
@@ -42,13 +42,13 @@ class Server(ThreadingHTTPServer):
 
 
 class Handler(BaseHTTPRequestHandler):
-    server: Server
+    server: Endpoint
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         self.server.asked.append(body)
         status, text = self.server.reply(body, len(self.server.asked) - 1)
-        # One that had no more patience is gone.
+        # A client whose time was up has closed the connection.
         with contextlib.suppress(ConnectionError):
             self.send_response(status)
             self.end_headers()
@@ -61,8 +61,8 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def server() -> Iterator[Server]:
-    with Server() as running:
+def endpoint() -> Iterator[Endpoint]:
+    with Endpoint() as running:
         running.reply = lengths
         thread = threading.Thread(target=running.serve_forever)
         thread.start()
@@ -75,8 +75,8 @@ def lengths(body: dict[str, Any], _: int) -> tuple[int, str]:
     return 200, json.dumps({"rewards": [[len(text) for text in prompt["answers"]] for prompt in body["prompts"]]})
 
 
-def scored(server: Server, timeout: float = 10, attempts: int = 2) -> list[list[Verdict]]:
-    return HttpReward(server.url, timeout, attempts).score(PROMPTS, GROUPS, ASKED)
+def scored(endpoint: Endpoint, timeout: float = 10, attempts: int = 2) -> list[list[Verdict]]:
+    return HttpReward(endpoint.url, timeout, attempts).score(PROMPTS, GROUPS, ASKED)
 
 
 def reasons(verdicts: list[list[Verdict]]) -> list[str]:
@@ -84,9 +84,9 @@ def reasons(verdicts: list[list[Verdict]]) -> list[str]:
     return [verdict.reason for row in verdicts for verdict in row if isinstance(verdict, Failure)]
 
 
-def test_the_server_sees_prompts_and_answers_and_gives_their_rewards(server: Server):
-    assert scored(server) == [[1.0, 3.0], [2.0]]
-    (asked,) = server.asked
+def test_the_server_sees_prompts_and_answers_and_gives_their_rewards(endpoint: Endpoint):
+    assert scored(endpoint) == [[1.0, 3.0], [2.0]]
+    (asked,) = endpoint.asked
     assert asked["prompts"][0] == {
         "id": "b",
         "messages": [{"role": "user", "content": "b"}],
@@ -95,20 +95,20 @@ def test_the_server_sees_prompts_and_answers_and_gives_their_rewards(server: Ser
     }
 
 
-def test_answers_with_turns_before_them_are_asked_about_with_their_own_conversations(server: Server):
+def test_answers_with_turns_before_them_are_asked_about_with_their_own_conversations(endpoint: Endpoint):
     turns = [{"role": "assistant", "content": "a"}, {"role": "user", "content": "sure?"}]
     groups = [[GROUPS[0][0], replace(GROUPS[0][1], history=turns)], GROUPS[1]]
-    assert HttpReward(server.url, 10, 1).score(PROMPTS, groups, ASKED) == [[1.0, 3.0], [2.0]]
-    (asked,) = server.asked
+    assert HttpReward(endpoint.url, 10, 1).score(PROMPTS, groups, ASKED) == [[1.0, 3.0], [2.0]]
+    (asked,) = endpoint.asked
     assert [len(row["messages"]) for row in asked["prompts"]] == [1, 3, 1]
     assert [row["answers"] for row in asked["prompts"]] == [["x"], ["xyz"], ["xy"]]
 
 
 @pytest.mark.parametrize("status", [429, 503])
-def test_a_server_that_is_busy_is_asked_again(server: Server, status: int):
-    server.reply = lambda body, before: lengths(body, before) if before else (status, "later")
-    assert scored(server) == [[1.0, 3.0], [2.0]]
-    assert server.asked[0] == server.asked[1]
+def test_a_server_that_is_busy_is_asked_again(endpoint: Endpoint, status: int):
+    endpoint.reply = lambda body, before: lengths(body, before) if before else (status, "later")
+    assert scored(endpoint) == [[1.0, 3.0], [2.0]]
+    assert endpoint.asked[0] == endpoint.asked[1]
 
 
 def answers_of(body: dict[str, Any]) -> list[str]:
@@ -116,38 +116,38 @@ def answers_of(body: dict[str, Any]) -> list[str]:
 
 
 @pytest.mark.parametrize("status", [400, 500])
-def test_an_answer_that_the_server_cannot_judge_takes_no_other_with_it(server: Server, status: int):
-    server.reply = lambda body, _: (status, "no z") if "xyz" in answers_of(body) else lengths(body, 0)
-    (first, failed), (other,) = scored(server)
+def test_an_answer_that_the_server_cannot_judge_takes_no_other_with_it(endpoint: Endpoint, status: int):
+    endpoint.reply = lambda body, _: (status, "no z") if "xyz" in answers_of(body) else lengths(body, 0)
+    (first, failed), (other,) = scored(endpoint)
     assert (first, other) == (1.0, 2.0)
     assert "for prompt 'b' and answer 'xyz'" in failed.reason
     assert f"it answered {status}: no z" in failed.reason
 
 
-def test_a_server_that_fails_three_times_is_not_asked_a_fourth(server: Server):
-    server.reply = lambda *_: (500, "out of memory")
-    found = reasons(scored(server, attempts=1))
+def test_a_server_that_fails_three_times_is_not_asked_a_fourth(endpoint: Endpoint):
+    endpoint.reply = lambda *_: (500, "out of memory")
+    found = reasons(scored(endpoint, attempts=1))
     assert len(found) == 3
-    message = f"reward endpoint {server.url} failed 3 times; the last: it answered 500: out of memory, for prompt 'b'"
+    message = f"reward endpoint {endpoint.url} failed 3 times; the last: it answered 500: out of memory, for prompt 'b'"
     assert found[0].startswith(message)
-    assert len(server.asked) == 3
+    assert len(endpoint.asked) == 3
 
 
-def test_a_server_that_does_not_answer_in_time_is_named(server: Server):
+def test_a_server_that_does_not_answer_in_time_is_named(endpoint: Endpoint):
     done = threading.Event()
-    server.reply = lambda *_: (200, str(done.wait(30)))
+    endpoint.reply = lambda *_: (200, str(done.wait(30)))
     begun = time.monotonic()
-    found = reasons(scored(server, timeout=0.3))
+    found = reasons(scored(endpoint, timeout=0.3))
     assert len(found) == 3
-    assert f"reward endpoint {server.url} took longer than 0.3 s" in found[0]
+    assert f"reward endpoint {endpoint.url} took longer than 0.3 s" in found[0]
     assert time.monotonic() - begun < 10
     done.set()
 
 
-def test_an_answer_that_comes_in_trickles_is_late_all_the_same(server: Server):
-    server.trickle = 0.1
+def test_an_answer_that_comes_in_trickles_is_late_all_the_same(endpoint: Endpoint):
+    endpoint.trickle = 0.1
     begun = time.monotonic()
-    assert "took longer than 0.5 s" in reasons(scored(server, timeout=0.5, attempts=1))[0]
+    assert "took longer than 0.5 s" in reasons(scored(endpoint, timeout=0.5, attempts=1))[0]
     assert time.monotonic() - begun < 1.5
 
 
@@ -170,23 +170,24 @@ def test_a_server_that_is_not_there_is_named_at_once():
         (200, '{"rewards": [[1.0], [2.0]]}', "rewards for other answers"),
     ],
 )
-def test_a_reply_without_verdicts_is_a_failure(server: Server, status: int, text: str, message: str):
-    server.reply = lambda *_: (status, text)
-    found = reasons(scored(server, attempts=1))
+def test_a_reply_without_verdicts_is_a_failure(endpoint: Endpoint, status: int, text: str, message: str):
+    endpoint.reply = lambda *_: (status, text)
+    found = reasons(scored(endpoint, attempts=1))
     assert len(found) == 3
     assert all(message in reason for reason in found)
-    assert len(server.asked) == 1
+    assert len(endpoint.asked) == 1
 
 
 @pytest.mark.parametrize(
     ("value", "message"), [("NaN", "gave nan: it must be a finite number"), ("null", "gave None: it must be a number")]
 )
-def test_a_reward_that_is_none_is_asked_for_again_alone(server: Server, value: str, message: str):
-    server.reply = lambda body, before: lengths(body, 0) if before else (200, f'{{"rewards": [[1.0, {value}], [2.0]]}}')
-    assert scored(server) == [[1.0, 3.0], [2.0]]
-    assert answers_of(server.asked[1]) == ["xyz"]
-    server.asked.clear()
-    (failed,) = reasons(scored(server, attempts=1))
+def test_a_reward_that_is_none_is_asked_for_again_alone(endpoint: Endpoint, value: str, message: str):
+    without_one = (200, f'{{"rewards": [[1.0, {value}], [2.0]]}}')
+    endpoint.reply = lambda body, before: lengths(body, 0) if before else without_one
+    assert scored(endpoint) == [[1.0, 3.0], [2.0]]
+    assert answers_of(endpoint.asked[1]) == ["xyz"]
+    endpoint.asked.clear()
+    (failed,) = reasons(scored(endpoint, attempts=1))
     assert message in failed
 
 
