@@ -153,9 +153,10 @@ def counted_rows(layer: Any, group: TensorParallel) -> slice:
 
 
 def on_worker_death(llm: Any, callback: Callable[[], None]) -> None:
-    """Has a function called when a process of an engine's workers dies.
+    """Registers a function that is called when a process of an engine's workers dies.
 
-    An engine in its caller's own process would notice at its next step, and stay as it is. With another version, see
+    Without it, an engine in its caller's own process would notice only at its next step, and its process would go on.
+    With another version, see
     `MultiprocExecutor.start_worker_monitor`.
     """
     llm.llm_engine.engine_core.engine_core.model_executor.register_failure_callback(callback)
@@ -229,8 +230,8 @@ def forget_quantization(model: Any) -> None:
 # transformers and PyTorch: models without memory for their weights
 @contextmanager
 def parameters_without_memory() -> Iterator[None]:
-    """Has modules that are made in the context put their parameters on the meta device, and their buffers not: those
-    of rotary embeddings are computed when they are made, and in no file.
+    """Puts the parameters of modules that are made in this context on the meta device, but not their buffers: those of
+    rotary embeddings are computed when they are made, and are in no file.
 
     Replaces `nn.Module.register_parameter`, as accelerate's `init_empty_weights` does; for one thread alone.
     """
@@ -319,7 +320,7 @@ def adapters_disabled(model: nn.Module) -> Iterator[None]:
             layer.enable_adapters(True)
 
 
-# Ray Train: what its workers do before they meet
+# Ray Train: the network interface of its workers
 def interface_config() -> Any:
     """Returns a configuration of PyTorch on Ray Train with which every worker first chooses its network interface.
 

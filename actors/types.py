@@ -52,7 +52,7 @@ class RolloutId:
 
 @dataclass(frozen=True)
 class Failure:
-    """A verdict that could not be had, which is never taken for a reward.
+    """The absence of a reward for a completion. It is never counted as a reward of 0.
 
     Attributes:
         reason: one line that names the function, server or model and the answer, and says what went wrong.
@@ -61,7 +61,7 @@ class Failure:
     reason: str
 
 
-# What is known of a completion: its reward, or why there is none.
+# The reward of a completion, or why it has none.
 Verdict = float | Failure
 
 
@@ -239,7 +239,7 @@ class Reply:
 
     Attributes:
         messages: the next turns, each with `role` and `content`; none ends the conversation.
-        reward: is added to the conversation's own reward; None for none.
+        reward: is added to the reward of the conversation; None adds none.
     """
 
     messages: list[dict[str, Any]] = field(default_factory=list)
@@ -249,7 +249,7 @@ class Reply:
 class Environment(Protocol):
     """The other side of one conversation: a user, or tools. One object is made for each, without arguments.
 
-    Many conversations go on at once in one process: what takes long has to be awaited.
+    Many conversations go on at once in one event loop: slow work must be awaited.
 
     Attributes:
         tools: declarations of tools as JSON schema, which the chat template shows to the policy.

@@ -55,7 +55,7 @@ class Algorithm:
     value_losses: Callable[[Tensor, Targets, Clip], Tensor] | None = None
 
     def divergence_total(self, mask: Tensor, max_tokens: int) -> int:
-        """Returns the divisor of the summed losses of the divergence, which is one of answers: no token of it weighs
-        less because its answer is long."""
+        """Returns the divisor of the summed divergence losses: as of `average`, but per token where that is per
+        completion. The divergence is one of whole answers, where no token weighs less because its answer is long."""
         average = per_token if self.average is per_completion else self.average
         return average(mask, max_tokens)[1]

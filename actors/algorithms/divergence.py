@@ -1,8 +1,9 @@
 """Estimators of the KL divergence of the policy π from the reference ρ, from tokens that were drawn (Schulman 2020,
 joschu.net/blog/kl-approx.html), and losses whose gradients follow it.
 
-An estimator of the divergence's value is in general no loss: its expected gradient is another one's (Tang and Munos
-2025, "On a few pitfalls in KL divergence gradient estimation for RL"; Shah et al. 2025, "A comedy of estimators").
+An estimator of the divergence's value is in general no loss: its expected gradient is not the divergence's (Tang and
+Munos 2025, "On a few pitfalls in KL divergence gradient estimation for RL"; Shah et al. 2025, "A comedy of
+estimators").
 """
 
 import torch

@@ -20,7 +20,12 @@ class _Limit:
 LIMITS = (
     _Limit("max_kl", "kl_sequence", operator.gt, "the policy's sequence KL from the fine-tuned model was {:.2f} nats"),
     _Limit("min_entropy", "entropy", operator.lt, "the policy's entropy was {:.3f} nats a token"),
-    _Limit("max_repetition", "repetition", operator.gt, "{:.2f} of the policy's answers had stood in them before"),
+    _Limit(
+        "max_repetition",
+        "repetition",
+        operator.gt,
+        "{:.2f} of the runs of three tokens in the policy's answers were repetitions",
+    ),
     _Limit(
         "max_length_change",
         "length_change",
@@ -49,7 +54,7 @@ def has_limits(settings: Rlhf) -> bool:
 
 
 def breach(metrics: Mapping[str, float], settings: Rlhf) -> str | None:
-    """Returns a message about the first limit that a policy is beyond, or None. A metric not measured is beyond none.
+    """Returns a message about the first limit that a policy is beyond, or None. Metrics not measured are passed over.
 
     The reward model is right near the model whose answers were ranked, and the reward that people would give falls
     again with the distance (Gao et al. 2023); without entropy, samples no longer differ and nothing can be learned;

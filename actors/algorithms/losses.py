@@ -102,9 +102,9 @@ def importance_weights(logprobs: Tensor, behavior_logprobs: Tensor, bounds: Impo
     """Computes each token's importance weight, within bounds, and whether it was out of them. [N, T] each.
 
     A token has the weight of its own two probabilities, and not of those of the whole answer, whose product fades with
-    length: at 0.03 nats a token its mean is 0.7 after 1,024 tokens, and nearly 0 after 16,384. The bias of that: that
-    older weights would have drawn other tokens before and after this one is not corrected, and neither is what the
-    bounds cut off. It grows with the divergence of the two policies a token, and not with the length.
+    length: at 0.03 nats a token its mean is 0.7 after 1,024 tokens, and nearly 0 after 16,384. This leaves a bias: the
+    distributions of the tokens before and after this one are those of the older weights, and the bounds cut weights
+    off. The bias grows with the divergence of the two policies a token, and not with the length.
 
     Args:
         logprobs: under the policy that learns, without a gradient.

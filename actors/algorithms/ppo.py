@@ -19,8 +19,10 @@ def generalized_advantages(
     Args:
         rewards: the reward of drawing token t.
         values: the value of the state in which token t is drawn.
-        answer: which tokens were drawn; between the turns of a conversation others are passed over. The value after the
-            last is 0.
+        completion_mask: bool, the tokens that were drawn; those between the turns of a conversation are passed over.
+            The value after the last is 0.
+        discount: γ.
+        decay: λ.
     """
     advantages = torch.zeros_like(rewards)
     following = torch.zeros_like(rewards[:, 0])

@@ -13,13 +13,13 @@ from cluster.errors import DeadlineError, EngineError, StageError, UserError
 
 # The most seconds for a process to import its function.
 START_SECONDS = 300.0
-# And what it mostly takes at most.
+# The most seconds that this takes in nearly all cases.
 RESTART_SECONDS = 15.0
 # An asynchronous call ends itself at its deadline; one that does not has blocked its process.
 GRACE_SECONDS = 1.0
 # Coroutines that one process runs at once.
 COROUTINES = 64
-# Calls in a row that are all late: those that still wait are not made.
+# After so many late calls in a row, the calls that still wait are not made.
 LATE_IN_A_ROW = 8
 # How often in a row a process may end before it has started.
 MAX_UNSTARTED = 3
@@ -41,7 +41,7 @@ class CallLimits:
 
     def longest(self, calls: int) -> float:
         """Returns the most seconds that a number of calls can take."""
-        # Once more for each that may have blocked a process; and a process may have to be started for each.
+        # One attempt more for a call that may have blocked a process, and a new process for each attempt.
         turns = -(-calls * (self.attempts + 1) // self.at_once) + LATE_IN_A_ROW
         return START_SECONDS + turns * (self.seconds + GRACE_SECONDS + RESTART_SECONDS)
 
@@ -51,9 +51,9 @@ class _Call:
     """One call.
 
     Attributes:
-        index: among all.
-        failures: how often it was made in vain.
-        alone: whether no other is to share its process: it may be what blocked one.
+        index: its place in the arguments of `call_all`.
+        failures: the number of failed attempts.
+        alone: whether it must have a process to itself, since it may have blocked one.
     """
 
     index: int
@@ -76,7 +76,7 @@ class FunctionCaller:
 
     The first process starts at once. A plain function answers one call at a time in each; more processes start only
     while the calls that wait would take longer than a start. A process whose call is late is ended and replaced. If it
-    was at several calls, each is repeated alone, which shows whose fault it was.
+    had several calls in flight, each is repeated alone, which shows the one that blocked it.
 
     Args:
         name: module:function, which returns a number.
@@ -102,7 +102,7 @@ class FunctionCaller:
         self._processes.clear()
 
     def call_all(self, calls: Sequence[Mapping[str, Any]], where: Callable[[int], str]) -> list[Verdict]:
-        """Makes calls and returns their numbers, in order; of each that failed, its last failure in words.
+        """Makes calls and returns, in order, the number that each returned, or else its last failure.
 
         Args:
             calls: the arguments of each, as the child takes them.
@@ -145,11 +145,11 @@ class FunctionCaller:
         return None
 
     def starting(self) -> list[Future[dict[str, bool]]]:
-        """Returns what tells that the processes that are starting have started."""
+        """Returns the `ready` futures of the processes that are still starting."""
         return [process.ready for process in self._processes if not process.ready.done()]
 
     def drop_ended(self) -> list[str]:
-        """Drops the processes that have ended; returns why those failed that ended before they had started."""
+        """Drops the processes that have ended; returns the errors of those that ended before they had started."""
         ended = [process for process in self._processes if process.ended]
         for process in ended:
             self.drop(process)

@@ -81,14 +81,14 @@ def _own_pipes() -> tuple[BinaryIO, TextIO]:
     with open(os.devnull, "rb") as nothing:
         os.dup2(nothing.fileno(), 0)
     os.dup2(2, 1)
-    # A copy of the process has no part in them.
+    # A fork of this process must not use them.
     os.register_at_fork(after_in_child=calls.close)
     os.register_at_fork(after_in_child=answers.close)
     return calls, answers
 
 
 def reward_handler(function: Callable[..., Any]) -> Handler:
-    """Returns what answers calls of a reward function."""
+    """Returns a handler of calls of a reward function."""
 
     def judged(given: dict[str, Any]) -> tuple[RewardInput, str]:
         return RewardInput(given["messages"], given["metadata"], given["raw_answer"]), given["answer"]

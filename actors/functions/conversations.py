@@ -1,4 +1,4 @@
-"""Lets environments speak: the objects of a process, one for each conversation, or a function without state.
+"""Handles calls of environments: objects of a class, one for each conversation, or a function without state.
 
 A call is `{"conversation", "trajectory"}` after each answer, and `{"conversation"}` at the end; the value is the reply.
 """
@@ -12,7 +12,7 @@ from actors.functions.values import ValueRefusedError, as_number, quoted
 from actors.types import Answer, Reply, RewardInput, Trajectory
 from cluster.recipe.functions import is_coroutine_function
 
-# The purpose by which a process knows that its function is one.
+# The purpose, as an argument of the process, of a function that is an environment.
 ENVIRONMENT = "environment"
 
 
@@ -22,15 +22,15 @@ def is_environment(found: Any) -> bool:
 
 
 def environment_handler(function: Callable[..., Any]) -> Callable[[dict[str, Any]], Any]:
-    """Returns what answers calls of an environment: a coroutine function, but for a plain function."""
+    """Returns a handler of calls of an environment: a coroutine function, unless the environment is a plain one."""
     if is_environment(function):
         return _Objects(function).reply
 
     def plain(given: dict[str, Any]) -> dict[str, Any] | None:
-        return _row(function(*_spoken(given))) if "trajectory" in given else None
+        return _row(function(*_arguments(given))) if "trajectory" in given else None
 
     async def coroutine(given: dict[str, Any]) -> dict[str, Any] | None:
-        return _row(await function(*_spoken(given))) if "trajectory" in given else None
+        return _row(await function(*_arguments(given))) if "trajectory" in given else None
 
     return coroutine if is_coroutine_function(function) else plain
 
@@ -63,14 +63,19 @@ def _trajectory(row: dict[str, Any]) -> Trajectory:
     return Trajectory(question, row["messages"], answers, row["token_ids"], row["loss_mask"])
 
 
-def _spoken(given: dict[str, Any]) -> tuple[RewardInput, list[str]]:
+def _arguments(given: dict[str, Any]) -> tuple[RewardInput, list[str]]:
     """Returns the arguments of an environment that is a function."""
     trajectory = _trajectory(given["trajectory"])
     return trajectory.question, [answer.text for answer in trajectory.answers]
 
 
 def _row(value: Any) -> dict[str, Any]:
-    """Checks what an environment returned: a `Reply`, a user's text, a message, or None to end the conversation."""
+    """Checks the value that an environment returned, a `Reply`, a user's text, a message, or None to end the
+    conversation, and makes it a row of JSON.
+
+    Raises:
+        ValueRefusedError: it is none of these.
+    """
     if isinstance(value, str):
         value = Reply([{"role": "user", "content": value}])
     elif isinstance(value, dict):

@@ -49,13 +49,13 @@ class FunctionProcess:
         return self.ready.done() and not self.ended
 
     def call(self, arguments: Mapping[str, Any], seconds: float) -> Future[dict[str, Any]]:
-        """Sends a call and returns its answer-to-be: `value`, `failure` in words, or `late`.
+        """Sends a call and returns the future of its answer: `value`, `failure` in words, or `late`.
+
+        The future raises an EngineError if the process ends before it has answered.
 
         Args:
-            arguments: what the child makes the function's arguments of, as JSON values.
+            arguments: the JSON values that the child makes the function's arguments of.
             seconds: after which an asynchronous call is canceled.
-
-        The answer is an EngineError if the process ends before it has answered.
         """
         answer: Future[dict[str, Any]] = Future()
         with self._lock:
@@ -98,7 +98,7 @@ class FunctionProcess:
         process.stdout.close()
         code = process.wait()
         with suppress(OSError):
-            # What it has left behind.
+            # Processes that it started and left behind.
             os.killpg(process.pid, signal.SIGKILL)
         self._end(f"ended its process (exit code {code})" if code >= 0 else f"ended its process (signal {-code})")
 
@@ -114,7 +114,7 @@ class FunctionProcess:
             answer.set_exception(EngineError(how))
 
     def _write(self) -> None:
-        # A process that hangs does not read: whoever calls must not wait for it.
+        # A process that hangs does not read its calls: the thread that makes them must not wait for it.
         with suppress(OSError):
             stdin = self._process.result().stdin
             assert stdin is not None

@@ -57,7 +57,7 @@ class Collator:
         )
 
     def sequences(self, sequences: Sequence[list[int]], prompt_lengths: Sequence[int]) -> RolloutBatch:
-        """Makes a batch of rows in that order, without rewards and behavior log-probabilities."""
+        """Makes a batch of rows in the given order, without rewards and behavior log-probabilities."""
         ids, completion_mask = pad_completions(sequences, prompt_lengths, self.padding)
         rewards, groups = torch.zeros(len(ids)), torch.arange(len(ids))
         return self._on_device(ids, completion_mask, torch.zeros(ids.shape), rewards, groups, completion_mask)
@@ -69,7 +69,8 @@ class Collator:
 def in_microbatches(
     worker: DataParallelRank, function: Callable[[RolloutBatch], Tensor], batch: RolloutBatch
 ) -> Tensor:
-    """Computes a function's values of all rows, [N, T], on every worker."""
+    """Applies a function to all rows, of which each worker computes its own micro-batches. -> [N, T], on every
+    worker."""
     found = torch.zeros_like(batch.behavior_logprobs)
     numbers = torch.arange(len(batch.rewards), device=worker.device)
     for rows, counts in grouped_microbatches(worker, numbers, batch.groups):

@@ -103,13 +103,13 @@ class Learner(LearnerState):
         self.first_length = self.first_length or own["response_length"]
         own["length_change"] = own["response_length"] / self.first_length
         own["masked"] = 1 - float(batch.loss_mask.any(1).float().mean())
-        # A teacher has no reward to exploit.
+        # With a teacher there is no reward to exploit.
         signs = {} if settings.teacher else self.tracker.measure(groups, rewards, first=self.version == 1)
         means = (
             {name: float(np.mean(values)) for name, values in metrics.items()} | start | own | signs | dict(measured)
         )
         if settings.teacher:
-            # The names of the divergence from the fine-tuned model are not those of another.
+            # kl… names the divergence from the fine-tuned model, which is not the one measured here.
             means = {f"teacher_{name}" if name.startswith("kl") else name: value for name, value in means.items()}
         if before is not None and is_within(means, settings):
             self.last_within_limits = before
@@ -134,7 +134,8 @@ class Learner(LearnerState):
     @torch.no_grad()
     def _targets(self, batch: RolloutBatch) -> Targets:
         """Computes what stays fixed over the optimizer steps on a batch."""
-        # Of five passes over the batch (a backward pass counts for two), this saves one.
+        # A step of one update computes the old log-probabilities itself: of five passes over the batch (a backward
+        # pass counts for two), this saves one.
         charged = self.resolved.kl_charged_in if self.kl_coefficient else None
         known_later = self.resolved.minibatches == 1 and charged != "reward"
         temperature = self.settings.sampling.temperature

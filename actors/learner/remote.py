@@ -118,7 +118,7 @@ class RemoteLearner:
         measured: Mapping[str, float],
         meanwhile: Callable[[], None] | None = None,
     ) -> dict[str, float]:
-        """Takes `Learner.step`; calls `meanwhile`, if given, again and again until it is done."""
+        """Calls `Learner.step`, and meanwhile calls `meanwhile`, if given, again and again."""
         arguments = (prompts, groups, rewards, dict(measured))
         return self._call("step", "the learner's step", *arguments, meanwhile=meanwhile)
 

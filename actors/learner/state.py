@@ -30,9 +30,9 @@ from actors.types import reward_scale_file
 from cluster.errors import UserError
 from cluster.recipe.rlhf.section import Rlhf
 
-# The critic starts from the reward model and has to follow the policy: it learns faster than the policy moves.
+# The critic's learning rate in multiples of the policy's: it starts from the reward model and has to follow the policy.
 CRITIC_RATE = 5.0
-# The name of the last policy within the limits in a checkpoint.
+# In a checkpoint, the name of the last policy within the limits.
 WITHIN_LIMITS = "last_within_limits"
 
 
@@ -112,7 +112,7 @@ class LearnerState:
 
     @contextmanager
     def _compared(self) -> Iterator[FSDPModule]:
-        """The model that the policy's divergence is measured from: the teacher, or the fine-tuned model."""
+        """Yields the model that the policy's divergence is measured from: the teacher, or the fine-tuned model."""
         if self.teacher is not None:
             yield self.sharded["teacher"]
         else:
@@ -121,7 +121,7 @@ class LearnerState:
 
     @contextmanager
     def _fine_tuned(self) -> Iterator[FSDPModule]:
-        """The model that training started from, for as long as the context lasts."""
+        """Yields the model that training started from; it may be used only within the context."""
         if self.settings.lora:
             with lora.disabled(self.policy):
                 yield self.sharded["policy"]

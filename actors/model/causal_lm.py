@@ -74,7 +74,7 @@ def load(path: str | Path, by_parts: bool | None = None) -> Any:
         raise UserError(f"cannot load a model from {path}: {first_line(error)}") from error
     model, found = loaded
     if missing := sorted(found["missing_keys"]):
-        # transformers would draw them anew.
+        # transformers would draw them at random.
         raise UserError(f"{path} is no whole language model: it has no {missing[0]}")
     if "gguf_file" in kwargs:
         forget_quantization(model)
@@ -134,7 +134,7 @@ def save(
     """Writes a Hugging Face directory that transformers and vLLM load as it is.
 
     Adapters are merged into the model, and written a second time on their own, into a folder below it, unless
-    embeddings were trained beside them, without which they are nothing.
+    embeddings were trained beside them, without which they are useless.
 
     Args:
         weights: the model's state dictionary of full tensors, where the model itself does not hold it.

@@ -32,7 +32,8 @@ class Opening:
 
 
 def openings(tables: Iterable[pa.Table], count: int) -> list[Opening]:
-    """Cuts the first `count` documents of packed rows: a conversation at its first trained turn, others early on."""
+    """Cuts the first `count` documents of packed rows: a conversation at its first trained turn, others after at most
+    OPENING_TOKENS tokens."""
     found = (_opening(*document) for rows in tables for document in _documents(rows))
     return list(islice((opening for opening in found if opening.token_ids), count))
 
@@ -68,7 +69,7 @@ def continuations(
     written: list[list[int]] = []
     for begin in range(0, len(given), ROWS_AT_ONCE):
         prompts = [opening.token_ids for opening in given[begin : begin + ROWS_AT_ONCE]]
-        # Rows end together, where they go on.
+        # Padded at the left: all rows end at the position where generation begins.
         ids = pad_rows(prompts, end, left=True)
         mask = pad_rows([[1] * len(prompt) for prompt in prompts], 0, left=True)
         # Not under autocast, which would cast every frozen weight again for each token.

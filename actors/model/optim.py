@@ -18,7 +18,7 @@ BETAS = (0.9, 0.95)
 
 @dataclass(frozen=True)
 class AdamSettings:
-    """The dials of AdamW.
+    """Settings of AdamW beyond the learning rate and the strength of weight decay.
 
     Attributes:
         betas: decay rates of the two moments.

@@ -37,7 +37,7 @@ def check_start_model(loaded: Any, model: Model) -> None:
 
 
 def _check_computed(model: Any, settings: Model) -> None:
-    """Checks what computing shows of a model."""
+    """Computes some rows with a model, and checks its logits, its packing and its attention windows by them."""
     _check_logits(model, str(settings.start_from))
     _check_packing(model, str(settings.start_from))
     _check_window(model, settings)
@@ -47,7 +47,7 @@ def require_positions(config: Any, context: int, name: str) -> None:
     """Refuses a model that is made for shorter texts than `model.context`.
 
     Raises:
-        UserError: it is.
+        UserError: the model has fewer than `context` positions.
     """
     # A model without a limit, such as one with ALiBi, names none.
     positions = next((limit for field in POSITIONS if (limit := getattr(config, field, None))), context)
@@ -56,7 +56,7 @@ def require_positions(config: Any, context: int, name: str) -> None:
 
 
 def _check_first_layers(empty: Any, model: Model) -> None:
-    """Checks what computing shows of a model by its first layers; of workers that share it, the first does."""
+    """Applies `_check_computed` to a model's first layers; of workers that share it, the first does so for all."""
     found = [""]
     if not is_shared() or dist.get_rank() == 0:
         first = first_layers(empty)

@@ -1,4 +1,4 @@
-"""Tokenizers as they lie with a model, and the project's own chat template with its special tokens.
+"""Tokenizers in the folders of models, and the project's own chat template with its special tokens.
 
 Importing transformers takes 10 s of processor time in every task of the corpus stage, which needs the names here alone:
 it is imported when a tokenizer is loaded.

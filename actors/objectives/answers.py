@@ -1,4 +1,4 @@
-"""Rows of two answers behind a prompt, and the loss by which a model that learned from them is proved."""
+"""Rows of two answers behind a prompt, and the loss by which the export of a model that learned from them is proven."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -108,8 +108,8 @@ class BradleyTerryObjective:
         self.padding = padding
 
     def collate(self, rows: pa.Table) -> RankedBatch:
-        """Makes a batch of rows of `input_ids` (all answers end to end), `lengths`, `ranks`
-        and `weight`, and, where there are counterexamples or unpaired answers, `made_from` and `good`."""
+        """Makes a batch of rows of `input_ids` (all answers end to end), `lengths`, `ranks` and `weight`, and, where
+        there are counterexamples or unpaired answers, `made_from` and `good`."""
         answers, prompt_lengths, ranks, prompts = [], [], [], []
         made_from: list[int] = []
         for prompt, row in enumerate(rows.to_pylist()):

@@ -33,7 +33,7 @@ class LanguageObjective:
 
     unit = "tokens"
     dropout = True
-    # Whether `summed_loss` is compiled.
+    # Whether the operations on each logit are compiled, as of `chunked_cross_entropy.summed_loss`.
     compiled = False
 
     def collate(self, rows: pa.Table) -> PackedBatch:

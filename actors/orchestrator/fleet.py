@@ -1,7 +1,7 @@
 """Runs the rollout actors of a run as Ray actors.
 
-A thread passes what they report to the coordinator, so that a replacement or a joiner comes to work although nobody
-waits for it.
+A thread passes the actors' reports to the coordinator, so that an actor that joins or replaces another starts to work
+even while no caller waits for samples.
 """
 
 import asyncio
@@ -34,10 +34,10 @@ from cluster.recipe.base import Precision
 from cluster.runtime.placement import wait_for_room
 from cluster.runtime.plan import Allocation
 
-# How often, in seconds, late actors are looked for while nobody reports or waits.
+# Seconds between two looks for late actors while no actor reports and no caller waits.
 PERIOD = 1.0
-# Outside of RLHF, which has a recipe key for it. A step of an engine takes less than a second, and the first, which
-# reads prompts, a few.
+# The default of `stall`, for fleets outside of RLHF, which has a recipe key for it. A step of an engine takes less than
+# a second, and the first, which reads prompts, a few.
 STALL_SECONDS = 30.0
 # The concurrency group of an actor's calls of `generate`, so that weight transfers need not wait for them.
 GENERATING = "generating"
@@ -279,7 +279,7 @@ class _RayWorker:
         try:
             async for ref in stream:
                 self._report(partial(report, await ref))
-        # Whatever it is, such as a sample that cannot be read, the coordinator has to hear of it.
+        # The coordinator must learn of any error, even that a sample cannot be read.
         except Exception as failure:  # noqa: BLE001
             error = _reduced(failure)
         self._report(partial(callback, None, error))

@@ -31,7 +31,7 @@ class Scores:
 
     @property
     def gaps(self) -> list[np.ndarray]:
-        """Their absolute differences."""
+        """The absolute differences between the two."""
         return [np.abs(np.subtract(*rows)) for rows in zip(self.engine, self.learner, strict=True)]
 
 
@@ -43,7 +43,7 @@ def check_parity(
     max_tokens: int,
     deadline: float,
 ) -> float:
-    """Compares both over one answer to each prompt, without a trace in the draws of training.
+    """Compares engine and learner on one answer to each prompt. The draws of training are not affected.
 
     Args:
         precision: of the learner's matrix products.

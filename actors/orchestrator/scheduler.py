@@ -101,8 +101,8 @@ class TrainBatch:
         failed_verdicts: samples that were left out because they got no reward.
         redrawn: times that a prompt was drawn again because too few of its samples got a reward.
         failed: prompts that were left out because this happened each time, or because no engine survived them.
-        rollout_seconds: waited for samples.
-        reward_seconds: waited for rewards when there was nothing else to wait for.
+        rollout_seconds: how long samples were waited for.
+        reward_seconds: how long rewards were waited for once the samples were there.
     """
 
     turns: list[PromptTurn] = field(default_factory=list)
@@ -133,15 +133,15 @@ class RolloutScheduler:
     """Keeps the fleet busy and makes batches; rewards are requested as soon as samples are drawn.
 
     With `max_staleness` 0, a batch is drawn when it is asked for, by the current weights. With n, n more batches are in
-    flight meanwhile (capacity as in AReaL, Fu et al. 2025). What has been drawn is learned from: a batch waits for
-    answers that the next would be too late for, and takes the oldest first (`admission`).
+    flight meanwhile (capacity as in AReaL, Fu et al. 2025). No sample becomes too stale to learn from: a batch waits
+    for answers for which the next one would be too late, and takes the oldest first (`admission`).
 
     Attributes:
         prompts: all prompts of the ledger, by id.
         seed: of the run; the seeds of draws come from it, the weight version and the prompt.
         request_rewards: requests the rewards of each prompt's samples.
         inflight: turns that no batch has had yet, and when each was submitted to the fleet.
-        finished: the groups of those of them that the fleet is done with.
+        finished: the samples of the turns in flight that the fleet is done with.
         pending_rewards: rewards that have not been seen to be ready.
     """
 
@@ -170,7 +170,7 @@ class RolloutScheduler:
 
     def next_batch(self, version: int, count: int) -> list[RolloutGroup]:
         """Returns samples of `count` prompts for the step that makes `version + 1`; rewards may still be pending."""
-        # In the last steps, fewer: no prompt is drawn that no step is left for.
+        # Fewer in the last steps: no prompt is drawn for a step beyond the last.
         ahead = min(self.settings.fleet.max_staleness, max(0, self.settings.steps - 1 - version))
         self._submit(
             self.ledger.take(max(0, ahead * self.settings.prompts_per_step + count - len(self.inflight))), version
@@ -244,7 +244,7 @@ class RolloutScheduler:
         return sorted(groups, key=lambda group: order[group.turn])
 
     def _add(self, batch: TrainBatch, group: RolloutGroup, verdicts: list[Verdict], dynamic: bool) -> None:
-        """Adds a prompt with the samples that got a reward, if they are enough to learn from; else books it."""
+        """Adds a prompt with the samples that got a reward, if they are enough to learn from; else records its end."""
         batch.failed_verdicts += self.ledger.verdicts.add(verdicts)
         judged = [
             (sample, verdict)
@@ -255,7 +255,7 @@ class RolloutScheduler:
         # Half of them, and at least two: most algorithms compare samples of one prompt.
         drawn = len(verdicts)
         if group.pending.samples[0].given_up:
-            # Of one that no engine survives, other draws would be as deadly.
+            # No engine survived this prompt: drawn again, it would kill more of them.
             self.ledger.commit([group.turn], Outcome.FAILED)
             batch.failed += 1
         elif len(judged) < max(min(2, drawn), math.ceil(drawn / 2)):

@@ -147,7 +147,7 @@ def _opening(answer: Sequence[int]) -> str:
 
 
 def _shares(found: Iterable[Iterable[object]]) -> dict[str, float]:
-    """The share of answers in which each thing is found."""
+    """Computes the share of answers in which each thing is found."""
     rows = [list(row) for row in found]
     return {str(name): count / len(rows) for name, count in Counter(chain.from_iterable(rows)).items()}
 

@@ -46,6 +46,6 @@ class OveroptimizationTracker:
         return {"start": self._start and asdict(self._start), "last": self._last}
 
     def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
-        """Takes the value of `state_dict`; None of a checkpoint that has none."""
+        """Restores the state that `state_dict` returned; None where the checkpoint has none."""
         self._start = StartSamples(**state["start"]) if state and state["start"] else None
         self._last = list(state["last"]) if state else []

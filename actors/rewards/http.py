@@ -20,7 +20,7 @@ PAUSE_SECONDS = 0.5
 BUSY = 429
 # Requests for single answers that are open at once.
 AT_ONCE = 32
-# By which the timeouts here, whose errors say more, come before that of the caller.
+# The caller waits so much longer than the timeouts here, whose errors say more.
 GRACE_SECONDS = 30.0
 SHOWN_CHARACTERS = 200
 
@@ -54,7 +54,7 @@ class HttpReward:
     Args:
         url: the server's address.
         timeout: the most seconds for one request, however often it is sent.
-        attempts: the request for all answers, and so many less one for each answer that it brought no reward.
+        attempts: the most requests about one answer: the first is about all answers, the others are about it alone.
     """
 
     def __init__(self, url: str, timeout: float, attempts: int) -> None:

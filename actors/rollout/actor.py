@@ -30,7 +30,7 @@ from cluster.runtime.plan import Allocation
 _MAX_CPU_CACHE_BYTES = 1 << 30
 # The most tokens that a step reads on CPUs: vLLM's own default.
 _STEP_TOKENS = 4096
-# How often an actor that draws reports progress.
+# Seconds between two reports of progress of an actor that draws.
 BEAT_SECONDS = 1.0
 
 
@@ -128,8 +128,8 @@ class RolloutActor:
         With `sampling.seed`, draws depend on it and on the prompt's name and epoch, not on the actor or the batch.
 
         Yields:
-            The samples of the prompts that have been finished since, each with the prompt's place in `prompts`; every
-            `BEAT_SECONDS`, perhaps none. Nothing, while the engine has requests and does no step.
+            The samples of the prompts that have been finished since, each with the prompt's place in `prompts`; an
+            empty list after `BEAT_SECONDS` without any; nothing while the engine has requests and makes no step.
 
         Raises:
             ValueError: a prompt is longer than the context, greedy completions are more than one, or the temperature
@@ -271,7 +271,7 @@ class RolloutActor:
 
 
 def _without_end(done: Any) -> list[int]:
-    """The tokens of a completion but for the one that ended it."""
+    """Returns the tokens of a completion, without the one that ended it."""
     ids = list(done.token_ids)
     return ids[:-1] if done.finish_reason == "stop" else ids
 
@@ -294,7 +294,8 @@ def engine_env_vars(allocation: Allocation) -> dict[str, str]:
 
 
 def _parallel_settings(engine: EngineSettings) -> dict[str, Any]:
-    """Ray would place the workers anew; as children of the actor they have its devices."""
+    """Returns settings of an engine of several workers, as children of the actor, whose devices they then have; Ray
+    would place them elsewhere."""
     if engine.allocation.workers == 1:
         return {}
     return {"tensor_parallel_size": engine.allocation.workers, "distributed_executor_backend": "mp"}

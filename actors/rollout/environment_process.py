@@ -11,7 +11,7 @@ from actors.functions.process import FunctionProcess
 from actors.types import Reply
 from cluster.errors import DeadlineError, EngineError, UserError
 
-# How long a process that was killed may take to end.
+# The most seconds that a process that was killed may take to end.
 END_SECONDS = 10.0
 
 

@@ -29,9 +29,9 @@ def live_digest(model: nn.Module, stripe: int | None = None) -> Digest:
     columns.
 
     Of an engine with several workers every one has to call it, and all return the digest of the whole: rows that are
-    divided among the workers are added up, parts of rows are hashed together, and what each worker has a copy of is
-    counted once, and shows where one of the copies is another. A weight that a CPU kernel holds in a format of its own
-    is read back from the kernel: see `live_weight`.
+    divided among the workers are added up, parts of rows are hashed together, and copies of one weight count once; a
+    copy that differs changes the digest. A weight that a CPU kernel holds in a format of its own is read back from the
+    kernel: see `live_weight`.
     """
     group = tensor_parallel()
     parts: Digest = defaultdict(int)

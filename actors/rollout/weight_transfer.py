@@ -97,7 +97,7 @@ class ObjectStoreTransfer(WeightTransferEngine[ObjectStoreInit, ObjectStoreUpdat
         """Releases nothing."""
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
-        """Does as the base class, which synchronizes an accelerator even where there is none."""
+        """Receives weights as the base class does, but synchronizes an accelerator only where there is one."""
         self.receive_weights(self.parse_update_info(update_info))
         if torch.accelerator.is_available():
             torch.accelerator.synchronize()

@@ -1,8 +1,8 @@
 """Publishes weights of the learner for the engines, with digests that prove their arrival.
 
 The weights are put once into Ray's object store and every engine pulls them by itself, so that one which joins late or
-replaces a dead one takes the same road as the others. The store serves CPU and GPU engines alike; a broadcast group
-(NCCL) would have to be built again each time an engine comes or goes.
+replaces a dead one gets them in the same way as the others. The store serves CPU and GPU engines alike; a broadcast
+group (NCCL) would have to be built again each time an engine comes or goes.
 """
 
 import warnings
@@ -51,12 +51,12 @@ def publish(version: int, state: Mapping[str, Tensor], dtype: torch.dtype) -> We
 
     Args:
         version: the version that samples drawn with these weights will carry.
-        state: Hugging Face names and tensors, or adapters as of `lora.scaled`. An output head that is tied to the
-            embeddings must be left out.
+        state: Hugging Face names and tensors, or adapters as of `lora.scaled_adapters`. An output head that is tied to
+            the embeddings must be left out.
         dtype: element type of the engines.
 
     Returns:
-        A reference to them; they are lost with the process that called this.
+        The version with a reference to its tensors, which are lost with the process that called this.
     """
     adapters = any(map(is_adapter, state))
     dtype = torch.float32 if adapters else dtype
@@ -68,7 +68,7 @@ def publish(version: int, state: Mapping[str, Tensor], dtype: torch.dtype) -> We
 def pack(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """Returns contiguous CPU tensors as NumPy arrays of bytes, which Ray hands on without a copy.
 
-    Bytes, since NumPy has no bfloat16. Tensors Ray would pickle: 135M parameters took 2 to 3 s from process to process.
+    Bytes, since NumPy has no bfloat16. Ray would pickle tensors: 135M parameters took 2 to 3 s from process to process.
     """
     return {name: tensor.view(torch.uint8).numpy() for name, tensor in tensors.items()}
 

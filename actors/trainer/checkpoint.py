@@ -98,7 +98,7 @@ class Checkpoints:
         every worker."""
         found: list[list[tuple[int, Path]]] = [[]]
         if self.rank == 0:
-            # A checkpoint of fewer workers would leave parts of what a kill left.
+            # Fewer workers than before would overwrite only a part of the half-written files.
             for half in (self.out / SCRATCH).glob("side_*"):
                 shutil.rmtree(half)
             found = [checkpoints_in(self.out)[::-1]]
@@ -146,7 +146,7 @@ class Checkpoints:
             write_json(side / STEP, step)
             side.rename(self.out / SCRATCH / f"checkpoint_{step}")
             for old_step, old in checkpoints_in(self.out)[: -self.kept]:
-                # Under its own name, what a kill leaves of it would be in the way of another checkpoint of that step.
+                # Renamed first: a kill during the removal would leave a damaged folder under a checkpoint's name.
                 shutil.rmtree(old.rename(self.out / SCRATCH / f"side_old_{old_step}"))
 
 
@@ -216,7 +216,7 @@ def export(
 
 
 def _write_error(error: CheckpointException, folder: Path) -> StageError:
-    """Names the disk: PyTorch says of a full one that its file is at another position than it should be."""
+    """Makes an error that states the free space: of a full disk PyTorch says only that a file's position is wrong."""
     failure, _ = next(iter(error.failures.values()))
     free = shutil.disk_usage(folder.parent).free / 1e9
     return StageError(

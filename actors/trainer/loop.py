@@ -42,7 +42,7 @@ from cluster.run.atomic import write_json
 from cluster.run.folder import SCRATCH
 from cluster.run.metrics import MetricsWriter, read_metrics
 
-# Seconds between two queries for nodes that will be taken away. All workers query at the same step, which took two on
+# Seconds between two queries for notices of preemption. All workers query at the same step, which took two workers on
 # two cores 5 ms.
 NOTICE_SECONDS = 5.0
 
@@ -130,7 +130,7 @@ def _train(
     proven = proof_rows(job.held_out)
     watchdog.begin("the held-out rows and the loss on them before training")
     held_out = HeldOut.of(job, objective, vocabulary, worker)
-    # A model that is fine-tuned has something to lose; one that is new has nothing to show.
+    # Only a model that is fine-tuned is measured before training: the figures of a random one say nothing.
     evaluate_first = start == 0 and bool(held_out.openings) and held_out.openings[0].is_prompt
     untrained = held_out.measure(job, model, tokenizer, worker, compiled) if evaluate_first else {}
     writer = MetricsWriter(job.out, resume_at=start, steps=job.steps) if rank == 0 else None

@@ -160,7 +160,7 @@ def _loss_in_memory(model: WithLoss, rows: pa.Table, worker: DataParallelRank) -
 
 
 def _proof_of(objective: Any) -> Any:
-    """Returns the objective to compare by: that of an objective whose loss needs more than the model, a reference."""
+    """Returns the objective to compare losses by: `proof` of an objective whose own loss needs a reference too."""
     return getattr(objective, "proof", objective)
 
 

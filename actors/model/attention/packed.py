@@ -20,7 +20,7 @@ def set_attention(model: Any) -> None:
     """Lets a model attend by the fastest kernel for its device and precision, which otherwise is PyTorch's.
 
     In bfloat16 on a CPU the kernel is `block_attention`. On a GPU it is FlashAttention's for texts laid end to end (Dao
-    2023), which passes over keys that no token attends to, where a mask has them computed.
+    2023), which passes over keys that no token attends to; with a mask they would be computed.
     """
     register_attention(ATTENTION_NAME, _attention)
     model.set_attn_implementation(ATTENTION_NAME)
@@ -31,7 +31,7 @@ def attention_mask_for(model: Any, document_ids: Tensor) -> Tensor | dict[str, T
     GPU, else `document_mask`. Where some layers have a window that is shorter than the rows, a mask for each kind."""
     if document_ids.is_cuda and torch.is_autocast_enabled("cuda"):
         set_attention(model)
-        # The kernel is told of a layer's window by the layer.
+        # Each layer passes its own window to the kernel.
         mask = windowed = document_bounds(document_ids)
     else:
         mask = windowed = document_mask(document_ids)

@@ -59,7 +59,7 @@ def states_at(model: Any, input_ids: Tensor, selected: Tensor, prompt_lengths: T
     """
     if len(groups.unique()) < len(groups):
         rows = share_prompts(input_ids, selected, prompt_lengths, groups)
-        # An answer's window would have to begin in the prompt, which another answer's tokens stand behind.
+        # A window that reaches from an answer into its prompt would count the tokens of answers between the two.
         windowed = (attention_window(model.config) or input_ids.shape[1]) < input_ids.shape[1]
         if not windowed and pays(rows, input_ids, model.config.hidden_size):
             states = trunk(model)(

@@ -63,7 +63,11 @@ class Chat(ChatTemplate):
         return self._encoded(self._text(self._prepared(messages), tools, add_generation_prompt=True))
 
     def between(self, messages: Messages) -> list[int]:
-        """Renders what stands between two turns of the assistant when these messages are between them."""
+        """Renders these messages as the tokens between two turns of the assistant.
+
+        Raises:
+            UserError: the chat template does not end the assistant's turns, or ignores some of the messages.
+        """
         before: list[dict[str, Any]] = [{"role": "user", "content": "a"}]
         start = len(self.prompt(before))
         conversation = [*before, {"role": "assistant", "content": "a"}, *messages]
@@ -168,12 +172,14 @@ class Chat(ChatTemplate):
         )
 
     def _continuation(self, messages: Messages, tools: Sequence[Any] | None, turn: int, prompt: str, text: str) -> str:
-        """Returns what follows the prompt's end in `text`, which has the turn in it and begins otherwise.
+        """Returns the assistant's turn in `text`, a conversation that does not begin with `prompt` to the letter.
+
+        It is found where the prompt begins the turn with an empty thought, which the template leaves out of turns that
+        are over (Gemma 4), and where only earlier messages are written in another way, such as the system's in the last
+        of the user's turns (Mistral).
 
         Returns:
-            It, where the prompt begins the turn with an empty thought that is left out of turns that are over (Gemma
-            4), or where earlier messages alone are written otherwise, such as the system's in the last of the user's
-            turns (Mistral); else nothing.
+            The turn's text behind the prompt; empty where it is not found.
         """
         common = next(place for place, (a, b) in enumerate(zip(prompt, f"{text}\0", strict=False)) if a != b)
         if mark := re.search(r"<[^<>\s]*$", prompt[:common]):

@@ -25,7 +25,7 @@ def lost_part(message: dict[str, Any], written: str) -> str:
 
 
 def with_reasoning(message: dict[str, Any], prompt: str, content: str) -> str:
-    """Returns an assistant's turn as a model writes it that thinks between <think> and </think>, before its content."""
+    """Returns the text of an assistant's turn with its reasoning between <think> and </think> before the content."""
     reasoning = reasoning_of(message)
     if not reasoning and END_THINK in content:
         reasoning, _, content = content.partition(END_THINK)

@@ -34,7 +34,7 @@ def export_shared(
     precision: Precision = "float32",
     whole: Callable[[str, Tensor], Tensor] = _gathered,
 ) -> None:
-    """Writes what `causal_lm.save` does, of a model that is sharded; every worker has to call it.
+    """Writes the files of `causal_lm.save` for a model that is sharded; every worker has to call it.
 
     Each tensor is gathered by itself. The first worker writes them to files of at most `FILE_BYTES` and an index, or to
     one file where that is enough. Where transformers joins tensors of the files to others, it has to do the writing,

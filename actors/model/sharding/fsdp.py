@@ -37,7 +37,7 @@ class WithLoss(nn.Module):
 
     @contextmanager
     def measuring(self, objective: Any) -> Iterator[Any]:
-        """Has the forward pass compute another objective, for as long as the context lasts."""
+        """Makes the forward pass compute another objective for as long as the context lasts, and yields it."""
         before, self.objective = self.objective, objective
         try:
             yield objective

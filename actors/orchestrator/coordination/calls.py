@@ -11,8 +11,8 @@ from actors.orchestrator.coordination.members import ActorState, Member
 from actors.orchestrator.coordination.protocols import Callback, Clock
 from actors.orchestrator.coordination.work_queue import MAX_PATIENCE
 
-# A look for late actors that comes so many seconds after the one before says that this process did not run meanwhile,
-# such as on a machine that was paused: the answers of that time may wait to be read.
+# Where so many seconds lie between two looks for late actors, this process did not run meanwhile, such as on a machine
+# that was paused: answers of that time may still wait to be read.
 PAUSE_SECONDS = 5.0
 # An actor may be without progress for so many times the longest time that any was and went on ...
 SLOWEST_FACTOR = 2
@@ -45,7 +45,7 @@ class Calls:
         clock: tells the time.
         deadline: the most seconds for a start or a pull.
         stall: the most seconds without progress of an actor that draws.
-        settle: does something that may free actors, and assigns what waits.
+        settle: runs an action that may free actors, then gives them the requests that wait.
         on_error: is given each call that failed, and its error.
 
     Attributes:
@@ -141,7 +141,7 @@ class Calls:
         return min(MAX_PATIENCE * self._stall, max(patience * self._stall, slowest))
 
     def _note_pause(self, seconds: float) -> None:
-        """Takes in that an actor was without progress for so long."""
+        """Records that an actor was without progress for so many seconds."""
         now = self._clock.now()
         if seconds >= self._slowest or now - self._slowest_at >= SLOWEST_SECONDS:
             self._slowest, self._slowest_at = seconds, now

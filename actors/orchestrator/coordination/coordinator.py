@@ -47,7 +47,7 @@ def locked(method: Method[Owner, Arguments, Value]) -> Method[Owner, Arguments, 
 class Coordinator:
     """A fleet of rollout actors that share prompts.
 
-    Public methods hold `lock`; whoever calls back for an actor has to hold it too.
+    Public methods hold `lock`; the callbacks of actors must be called with it held too.
 
     Args:
         launch: makes the actor of that number.
@@ -181,8 +181,8 @@ class Coordinator:
 
     @locked
     def begun(self) -> dict[int, int]:
-        """For each version of the weights, the number of prompts that an actor began with it and that have not been
-        collected."""
+        """Returns, for each version of the weights, the number of prompts that an actor began with it and that have not
+        been collected."""
         return self._queue.begun
 
     @locked
@@ -249,7 +249,7 @@ class Coordinator:
             if taken is not None:
                 return taken
             now = self._clock.now()
-            # An actor that is stuck is given up at the deadline; a second one is left for another actor to do the work.
+            # An actor that is stuck is given up at the deadline; as long again is left for another to do its work.
             # While tokens are drawn, the wait goes on.
             most = 2 * self._calls.longest_wait
             end = max(begin, self._calls.last_progress) + most if seconds is None else begin + seconds
@@ -262,13 +262,14 @@ class Coordinator:
     def _on_error(self, call: PendingCall, error: BaseException) -> None:
         cause = f"{call.what}: {error}"
         if isinstance(error, ValueError):
-            # The engine is well and refuses the request, as any other would.
+            # The engine is well and refuses the request, as any other engine would.
             self.fail(EngineError(cause))
         else:
             self._settle(partial(self._lives.replace, call.member, call.kind, call.begin, cause))
 
     def _settle(self, action: Callable[[], None]) -> None:
-        """Does something that may free actors or add requests, and assigns what waits. A failure goes to every wait."""
+        """Runs an action that may free actors or add requests, then gives the requests that wait to actors. A failure
+        of the action is raised by every wait."""
         try:
             action()
         except EngineError as error:

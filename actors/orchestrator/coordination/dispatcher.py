@@ -24,8 +24,8 @@ class Dispatcher:
         clock: tells the time.
         sequences: the completions that an engine decodes at once. An actor is asked for twice as many, so that none of
             its places is empty until its next request arrives.
-        settle: does something that may free actors, and assigns what waits.
-        on_request_done: is told each actor that has answered a request.
+        settle: runs an action that may free actors, then gives them the requests that wait.
+        on_request_done: is called with each actor that has answered a request.
     """
 
     def __init__(

@@ -12,14 +12,14 @@ from actors.orchestrator.coordination.work_queue import WorkQueue
 from actors.rollout.weights import Weights, mismatch
 from cluster.errors import EngineError
 
-# Engines that start, answer and die again and again are replaced up to so many times for each, within so long. Machines
-# that are taken away go less often.
+# The most deaths for each actor of a fleet within so many seconds: engines may start, answer and die again and again.
+# Preempted machines go less often.
 DEATHS_OF_EACH = 10
 DEATHS_SECONDS = 3600.0
 
 
 class Lifecycle:
-    """Keeps as many actors as are wanted, all of them with the current weights.
+    """Keeps the number of actors at `target`, and the current weights in all of them.
 
     Args:
         launch: makes the actor of that number.
@@ -27,7 +27,7 @@ class Lifecycle:
         members: the actors.
         calls: sends calls to them.
         queue: gets the prompts of actors that die.
-        stats: counts what they do.
+        stats: counts what the actors do.
         target: the number of actors to keep.
         swap_in_flight: whether actors take new weights in the midst of completions, and not only after them.
 
@@ -79,7 +79,7 @@ class Lifecycle:
             self._members.remove(member)
 
     def update(self, weights: Weights) -> None:
-        """Has every actor pull new weights as soon as it can."""
+        """Makes every actor pull new weights as soon as it can."""
         self.weights = weights
         for member in self._members:
             if member.state is ActorState.READY:
@@ -87,7 +87,7 @@ class Lifecycle:
             self._pull_if_stale(member)
 
     def on_request_done(self, member: Member) -> None:
-        """Has an actor that has answered a request end or pull weights, if it waited with that."""
+        """Ends an actor that was only finishing its requests, or makes it pull weights that waited for them."""
         if member.state is ActorState.DRAINING and not member.requests:
             self._members.remove(member)
         else:
@@ -142,7 +142,7 @@ class Lifecycle:
             self._pull(member, self.weights)
 
     def _pull_if_stale(self, member: Member) -> None:
-        """Has a stale actor pull the current weights, unless it has to finish requests or a pull first."""
+        """Makes a stale actor pull the current weights, unless it has to finish requests or a pull first."""
         free = self._swap_in_flight or not member.requests
         if member.state is ActorState.STALE and free and not member.pulling and self.weights:
             self._pull(member, self.weights)

@@ -16,7 +16,7 @@ def test_limits_are_named_and_none_is_set_unless_asked():
     assert "sequence KL from the fine-tuned model was 5.00 nats, and rlhf.stop.max_kl is 4.9" in (
         breach(figures, rlhf(max_kl=4.9)) or ""
     )
-    assert "0.40 of the policy's answers had stood in them before, and rlhf.stop.max_repetition is 0.3" in (
+    assert "0.40 of the runs of three tokens in the policy's answers were repetitions, and rlhf.stop.max_repe" in (
         breach(figures, rlhf(max_repetition=0.3)) or ""
     )
     assert breach(figures, rlhf(max_repetition=0.4)) is None
