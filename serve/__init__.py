@@ -12,6 +12,7 @@ and its response passes them in reverse:
 5. `replica.replica`: the process with the models.
 6. `replica.vllm_engine`: vLLM's OpenAI serving classes over the engine.
 
-`gateway` assembles the HTTP application from `router`, `admin` and `pages`. `errors` has the format of all errors, and
-`compat` all that depends on the versions of vLLM and Ray Serve.
+`gateway` assembles the HTTP application from `router`, `admin` and `pages`. `promotions` changes the weights that are
+served, `canary` tries new ones on a share of the requests, and `peers` connects the gateways of one server. `errors`
+has the format of all errors, and `compat` all that depends on the versions of vLLM and Ray Serve.
 """

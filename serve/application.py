@@ -23,9 +23,9 @@ from serve.replica.autoscaling import failure_reason
 MAX_PORT = 65535
 POLL_SECONDS = 0.2
 WATCH_SECONDS = 5.0
-# For Ray to restart Serve's controller, which takes some 5 s.
+# The most seconds for Ray to restart Serve's controller, which takes some 5 s.
 CONTROLLER_SECONDS = 60.0
-# For the gateway and the replicas to end, before their processes are.
+# The most seconds for the gateway and the replicas to end by themselves, before their processes are ended.
 END_SECONDS = 15.0
 # The parts of a driver's runtime environment that its actors need too: code, and environment variables.
 SHIPPED = ("py_modules", "working_dir", "env_vars")
@@ -79,7 +79,7 @@ def gateway_places(count: int, host: str, port: int) -> list[GatewayPlace]:
     there are more gateways than nodes, several on a node, at the next ports.
 
     Raises:
-        UserError: there is no such port, or the host is an address of one node and others shall listen on it.
+        UserError: there is no such port, or the host is the address of one node and there are several.
     """
     own = gateway_node()
     others = {one["NodeManagerAddress"] for one in ray.nodes() if one["Alive"]} - {own.address}
@@ -158,7 +158,7 @@ def wait_until_running(name: str, deadline: float) -> None:
 
 
 def watch(name: str) -> None:
-    """Returns never, as long as Serve's controller answers.
+    """Blocks as long as Serve's controller answers; never returns.
 
     Raises:
         StageError: the controller has been silent for too long, or has given up on a deployment.

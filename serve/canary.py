@@ -25,7 +25,7 @@ def start_canary(run: RunFolder) -> Versions:
 
 
 def set_share(run: RunFolder, weights: str, share: float) -> None:
-    """Has the run's server answer a share of the requests for `latest` with a version of the policy; 0 ends that."""
+    """Makes the run's server answer a share of the requests for `latest` with a version of the policy; 0 ends that."""
     if share:
         write_json(_path(run.root), {"weights": weights, "share": share})
     else:
@@ -43,7 +43,7 @@ class CanaryShare:
     def __init__(self, root: Path | None, weights: Mapping[str, str | None]) -> None:
         self._path, self._weights = _path(root) if root else None, weights
         self._read_at: tuple[int, ...] = ()
-        self._said: tuple[str, float] = ("", 0.0)
+        self._trial: tuple[str, float] = ("", 0.0)
 
     def chooses(self, request: str) -> bool:
         """Tells whether a request is among the share; the same request always is, or never.
@@ -71,10 +71,10 @@ class CanaryShare:
             version = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
             if version != self._read_at:
                 found = json.loads(self._path.read_text(encoding="utf-8"))
-                self._said, self._read_at = (str(found["weights"]), float(found["share"])), version
+                self._trial, self._read_at = (str(found["weights"]), float(found["share"])), version
         except FileNotFoundError:
-            self._said, self._read_at = ("", 0.0), ()
-        return self._said
+            self._trial, self._read_at = ("", 0.0), ()
+        return self._trial
 
 
 def _path(root: Path) -> Path:

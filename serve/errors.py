@@ -19,7 +19,7 @@ def error_body(status: int, message: str, kind: str | None = None, param: str | 
     return {"error": {"message": message, "type": kind, "param": param, "code": status}}
 
 
-# Anthropic's names of errors; of other statuses it is one of the last two.
+# Anthropic's names of errors. Other statuses are an api_error from 500 on, and an invalid_request_error below.
 ANTHROPIC_TYPES = {
     401: "authentication_error",
     403: "permission_error",

@@ -88,12 +88,12 @@ class GatewaySettings:
 
 @dataclass(frozen=True)
 class GatewayApp:
-    """The HTTP application of a gateway, and what the other gateways of its server use of it.
+    """The HTTP application of a gateway, and the parts of it that the other gateways of its server use.
 
     Attributes:
         asgi: the application, wrapped in the `Middleware`.
         live: the live versions of the models that have some, by their names.
-        show_weights: takes note of the version that a model is served with from now on.
+        show_weights: records the version that a model is served with from now on.
         promotions: changes the versions; None for models without a run.
     """
 
@@ -233,7 +233,7 @@ class Gateway:
         start_seconds: where deployments may have no replica for a while, how long one may take to load its model.
         names: the names of the deployments of the server's gateways.
         number: the place of this one among them. The first promotes.
-        others: the handles of the others; Ray Serve deploys what the first gateway is given.
+        others: the handles of the others. Unused: Ray Serve deploys only what the first gateway is bound to.
     """
 
     async def __init__(  # type: ignore[misc]
@@ -273,18 +273,18 @@ class Gateway:
         gc.freeze()
 
     async def show_weights(self, model: str, weights: str) -> None:
-        """Called by the first gateway: takes note of the version that a model is served with from now on."""
+        """Records the version that a model is served with from now on. Called by the first gateway."""
         self._app.show_weights(model, weights)
 
     async def key_use(self) -> KeyUse:
-        """Called by the other gateways: returns what the keys have used in this one."""
+        """Returns the use of keys in this gateway. Called by the other gateways."""
         return self._app.asgi.key_use()
 
     async def change(self, action: Action, model: str, version: str | None, by: str) -> tuple[int, dict[str, Any]]:
-        """Called by the other gateways: changes a version, as `Promotions.change`.
+        """Changes a version as `Promotions.change` does. Called by the other gateways.
 
         Returns:
-            the HTTP status, and what was changed, or what is wrong.
+            The HTTP status, and what was changed, or what is wrong.
         """
         assert self._app.promotions, "only a server of a run has versions"
         try:
@@ -293,7 +293,7 @@ class Gateway:
             return error.status_code, error.body["error"]
 
     async def check_health(self) -> None:
-        """Called by Ray Serve, which replaces a gateway that raises."""
+        """Raises a RuntimeError if the listener has ended. Ray Serve, which calls this, then replaces the gateway."""
         if not self._clients.is_open():
             raise RuntimeError("the HTTP listener has ended")
 

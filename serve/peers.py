@@ -1,6 +1,6 @@
-"""The gateways of one server, as one of them reaches the others: by the handles of Ray Serve.
+"""The gateways of one server, which reach each other by the handles of Ray Serve.
 
-The first gateway promotes; it tells the others which versions are served. All of them tell each other what keys use.
+The first gateway changes versions and tells the others which ones are served. All tell each other what keys have used.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from serve.promotions import Action
 logger = logging.getLogger("ray.serve")
 
 USE_SECONDS = 2.0
-# For a gateway that has died to be replaced, and to confirm a version.
+# The most seconds for a gateway that has died to be replaced, and to confirm a version.
 ANNOUNCE_SECONDS = 30.0
 CHANGE_SECONDS = 600.0
 
@@ -31,7 +31,7 @@ class KeyUser(Protocol):
     def key_use(self) -> KeyUse:
         """Returns the use of keys in this process."""
 
-    def hear_key_use(self, number: int, use: KeyUse | None) -> None:
+    def merge_key_use(self, number: int, use: KeyUse | None) -> None:
         """Takes the use of keys in another gateway; None if it does not answer."""
 
 
@@ -54,7 +54,7 @@ class Peers:
         return self.number == 0
 
     def _handle_of(self, name: str) -> DeploymentHandle:
-        # Not at once: Ray Serve may not know of the others yet.
+        # Not in the constructor: Ray Serve may not know of the others yet.
         if name not in self._handles:
             self._handles[name] = serve.get_deployment_handle(name, self._application)
         return self._handles[name]
@@ -85,7 +85,11 @@ class Peers:
         return True
 
     async def change(self, action: Action, model: str, version: str | None, by: str) -> dict[str, Any]:
-        """Has the first gateway change a version. See `Promotions.change`."""
+        """Asks the first gateway to change a version, as `Promotions.change` does.
+
+        Raises:
+            RequestError: that of `Promotions.change`; or 503, the first gateway does not answer.
+        """
         try:
             async with asyncio.timeout(CHANGE_SECONDS):
                 status, body = await self._handle_of(self._names[0]).change.remote(action, model, version, by)
@@ -110,4 +114,4 @@ class Peers:
                 use = await self._handle_of(self._names[number]).key_use.remote()
         except (RayError, RayServeException, TimeoutError):
             use = None
-        keys.hear_key_use(number, use)
+        keys.merge_key_use(number, use)

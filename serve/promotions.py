@@ -49,7 +49,7 @@ class Promotions:
             by: the author of the change, for the audit log.
 
         Returns:
-            what was changed, for the response.
+            What was changed, for the response.
 
         Raises:
             RequestError: 409, there is no such version, or it differs in more than its weights; 500, it could not be
@@ -78,7 +78,7 @@ class Promotions:
             }
             outcome: dict[str, Any] = {"error": result.error} if result.error else {"mixed_answers": result.mixed}
             if result.error:
-                # Of several replicas, some may have loaded it.
+                # Some of several replicas may have loaded the version.
                 await self._models[model].promote(before.folder, before.weights)
             else:
                 store.make_live(chosen.weights, again=action == "rollback")

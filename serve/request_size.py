@@ -1,4 +1,4 @@
-"""The most that a request may hold, by the context of its model.
+"""Limits on the size of a request, by the context of its model.
 
 The gateway counts values before it does anything else with a request, and a replica values and characters before it
 validates, renders or tokenizes. To read 20,000 messages, reserve tokens for them and send them on takes the gateway
@@ -30,7 +30,7 @@ def without_prompts(endpoint: Endpoint, body: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_size(value: Any, context: int, characters: int | None = None) -> None:
-    """Checks what a request holds, or a prompt of it.
+    """Checks the number of values and characters in a request, or in one of its prompts.
 
     Args:
         value: JSON.

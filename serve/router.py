@@ -33,7 +33,7 @@ MODEL_HEADER = "X-Triptych-Model"
 IGNORED_HEADER = "X-Triptych-Ignored-Fields"
 NOTE_HEADER = "X-Triptych-Note"
 MAX_HEADER = 500
-# Clients ask here without a model's name, as lm-eval does; the models of a run share a tokenizer.
+# Endpoints that clients such as lm-eval call without a model's name; the models of a run share a tokenizer.
 NAMELESS = frozenset[Endpoint]({"tokenize", "detokenize", "tokenizer_info"})
 # The caller of requests to shadow models, in the metrics.
 SHADOW = Caller("(shadow)")
@@ -143,7 +143,7 @@ class Router:
         try:
             context.reserve(most_tokens(endpoint, body, self._context))
         except BudgetError as error:
-            # The last tokens of a budget would be of no use if each byte of a prompt counted as one of them.
+            # By its bytes a prompt has more tokens than it really has: counted exactly, it may still fit.
             counts = await self._count_prompts(endpoint, body, model) if error.left else None
             if counts is None:
                 raise
@@ -198,8 +198,8 @@ class Router:
                 context.completion_tokens += written
 
     async def _shadow(self, endpoint: Endpoint, body: dict[str, Any]) -> None:
-        """Requests an answer for the sake of the metrics. Its failure, or a model without a free slot, disturbs no
-        client."""
+        """Requests an answer from a shadow model, for the metrics alone. Its failure, or a model without a free slot,
+        disturbs no client."""
         context = RequestContext(uuid.uuid4().hex, "POST", PATHS[endpoint], time.monotonic(), SHADOW, body["model"])
         async with context.cleanup:
             try:

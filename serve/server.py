@@ -52,7 +52,7 @@ APPLICATION = "triptych"
 
 MAX_ONGOING_REQUESTS = 1024
 STOP_SECONDS = 5.0
-# For a replica that is no longer needed to finish its requests.
+# The most seconds for a replica that is no longer needed to finish its requests.
 DRAIN_SECONDS = 300.0
 # How often Ray Serve checks whether a replica is alive, and so how soon it replaces a dead one.
 HEALTH_SECONDS = 2.0
@@ -281,10 +281,10 @@ def listening_notice(node: GatewayNode, host: str, port: int) -> str:
 
 
 def replica_allocation(section: Serve, planned: Allocation) -> Allocation:
-    """Returns the resources of a model's replica: the planned ones, or as many GPUs as share a model.
+    """Returns the resources of a model's replica: the planned ones, or as many GPUs as a model is divided among.
 
     Raises:
-        UserError: several shall share one and there is no GPU.
+        UserError: a model is to be divided among several GPUs and there is none.
     """
     size = section.engine.tensor_parallel_size
     if size is None or (size == 1 and not planned.gpus):

@@ -36,7 +36,7 @@ def is_client_connection() -> bool:
 
 
 def start_application(app: serve.Application, name: str) -> None:
-    """Has Ray Serve start an application, and returns before it runs.
+    """Asks Ray Serve to start an application, and returns before it runs.
 
     Look at `run_many`, a developer API: `serve.run` waits until every deployment is ready, without a deadline.
     """
@@ -47,7 +47,7 @@ def start_application(app: serve.Application, name: str) -> None:
 
 
 def listen_on_node_address() -> None:
-    """Has this replica's gRPC server, which Ray Serve starts after the constructor, listen on the node's address alone.
+    """Restricts this replica's gRPC server, which Ray Serve starts after the constructor, to the node's own address.
 
     Look at `add_port_to_grpc_server` in `ray.serve._private.replica`: it is given all interfaces, without a setting.
     """
@@ -59,7 +59,7 @@ def listen_on_node_address() -> None:
 
 
 def stop_application(name: str, seconds: float) -> bool:
-    """Has Ray Serve end an application, and returns whether it ended within a number of seconds.
+    """Asks Ray Serve to end an application, and returns whether it ended within a number of seconds.
 
     Look at `ServeControllerClient.delete_apps`, which waits for the controller without a deadline, and then for 60 s.
     """
@@ -82,7 +82,7 @@ def done_within(work: Callable[[], None], seconds: float) -> bool:
 
 
 async def call_every_replica(handle: DeploymentHandle, method: str, *arguments: Any, seconds: float) -> list[Any]:
-    """Calls a method of every replica of a deployment; a failed call gives its exception.
+    """Calls a method of every replica of a deployment and returns the results, of a failed call its exception.
 
     Look at `DeploymentHandle.broadcast`, a recent addition to Ray Serve.
 

@@ -28,7 +28,7 @@ def engine_environment(share: Allocation) -> dict[str, str]:
     return common | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 
 
-# It would override the size of the cache that the engine's arguments set.
+# The variable that would override the size of the cache in the engine's arguments.
 CACHE_VARIABLE = "VLLM_CPU_KVCACHE_SPACE"
 
 
@@ -107,7 +107,7 @@ def max_lora_rank(rank: int) -> "MaxLoRARanks":
 
 @contextmanager
 def core_client(make: Callable[..., Any]) -> Iterator[None]:
-    """Has an `AsyncLLM` that is constructed meanwhile use the engine core that `make` returns.
+    """Makes an `AsyncLLM` that is constructed in this context use the engine core that `make` returns.
 
     Look at `EngineCoreClient.make_async_mp_client` and its call in `AsyncLLM.__init__`. vLLM has no setting for it.
     """

@@ -51,8 +51,8 @@ REQUIRED_SCOPES = {
     "/runs/*": ADMIN,
     "/admin/*": ADMIN,
 }
-# Changing what is served needs a key, or the token that the server leaves in the run folder, also where nothing else
-# does: another user of the machine is not whoever started the server.
+# Changing the served weights needs a key, or the token that the server leaves in the run folder, even where no other
+# path needs one: other users of the machine did not start the server.
 ALWAYS_KEYED = ("/admin/*",)
 
 
@@ -65,7 +65,7 @@ class Caller:
 
 
 ANONYMOUS = Caller("")
-# In place of a token: whoever judges on this machine alone, where nobody has a key or a token.
+# Stands for a token, and for the name, of a person who judges on this machine while there is no key and no token.
 GUEST = "guest"
 HOST = re.compile(r"(\[(?P<v6>[^\]]*)\]|(?P<name>[^:\[\]]*))(:\d+)?")
 

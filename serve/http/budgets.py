@@ -61,7 +61,7 @@ class TokenBudgets:
         """Returns the tokens used and reserved in this gateway, by the keys' hashes."""
         return dict(self._used + self._reserved)
 
-    def hear(self, number: int, totals: Mapping[str, int]) -> None:
+    def merge_peer(self, number: int, totals: Mapping[str, int]) -> None:
         """Takes the totals of another gateway."""
         self._others[_file(self._folder or Path(), number)] = totals
 

@@ -81,7 +81,7 @@ class KeyLimits:
         self._running[key.digest] += 1
 
     def end_request(self, key: Key) -> None:
-        """Counts one request less in progress."""
+        """Removes one request from those in progress."""
         self._running[key.digest] -= 1
 
     def reserve_tokens(self, key: Key, tokens: int) -> None:
@@ -112,7 +112,7 @@ class KeyLimits:
         taken = {limit: (self._buckets[limit].per_minute, amount) for limit, amount in self._taken.items()}
         return KeyUse("", taken, dict(+self._running))
 
-    def hear(self, number: int, use: KeyUse | None) -> None:
+    def merge_peer(self, number: int, use: KeyUse | None) -> None:
         """Takes what another gateway has used since it was last heard of.
 
         Args:
@@ -126,7 +126,7 @@ class KeyLimits:
             return
         self._others[number] = use
         if before is None:
-            # This process is the younger one: what went before is not of its time.
+            # The first report is only the base of later ones: its use was before this process heard of that gateway.
             return
         base = before.taken if before.gateway == use.gateway else {}
         for limit, (per_minute, amount) in use.taken.items():

@@ -85,7 +85,8 @@ class Listener:
         return not self._serving.done()
 
     async def wait(self) -> None:
-        """Returns when it has ended. In the main thread, SIGINT and SIGTERM end it, and take effect again then."""
+        """Returns when the listener has ended. In the main thread SIGINT and SIGTERM end it; they are raised again
+        afterwards."""
         await self._serving
 
     async def close(self) -> None:

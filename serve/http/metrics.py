@@ -11,7 +11,7 @@ from serve.transport.messages import EngineState
 SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 
 
-# What is told of the engines, by the names of `EngineState`. The counts begin again with a replica.
+# The descriptions of the engines' metrics, by the fields of `EngineState`. Counts begin again when a replica restarts.
 ENGINE = {
     "running": "Requests whose tokens are computed, all replicas together.",
     "waiting": "Requests in the engines' queues.",

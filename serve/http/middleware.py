@@ -76,11 +76,11 @@ class Middleware:
         """Returns the use of keys in this process, for the other gateways of the server."""
         return replace(self._limits.use(), gateway=self._name, budgets=self._budgets.totals())
 
-    def hear_key_use(self, number: int, use: KeyUse | None) -> None:
+    def merge_key_use(self, number: int, use: KeyUse | None) -> None:
         """Takes the use of keys in another gateway; None if it does not answer."""
-        self._limits.hear(number, use)
+        self._limits.merge_peer(number, use)
         if use:
-            self._budgets.hear(number, use.budgets)
+            self._budgets.merge_peer(number, use.budgets)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":

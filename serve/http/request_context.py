@@ -1,4 +1,4 @@
-"""The state of one request while the server works on it, its JSON body, and its client's presence."""
+"""The state of one request while the server works on it, its JSON body, and whether its client is still connected."""
 
 import asyncio
 import json
@@ -14,7 +14,7 @@ from serve.http.auth import ANONYMOUS, Caller
 from serve.transport.messages import Usage
 
 T = TypeVar("T")
-# The status that web servers log for it; no client reads the response.
+# The status that web servers log for a client that has disconnected, and so does not read it.
 CLIENT_GONE = 499
 
 

@@ -38,7 +38,7 @@ def most_tokens(endpoint: Endpoint, body: dict[str, Any], context: int, counted:
         return 0
     sizes = counted if counted is not None else [*map(_size, prompts_of(endpoint, body))]
     if endpoint in ("tokenize", "detokenize", "messages/count_tokens"):
-        # These alone take more than the context.
+        # Only these endpoints take prompts longer than the context.
         return sum(sizes)
     if endpoint == "score":
         return sum(min(context, size) for size in sizes)

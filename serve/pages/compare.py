@@ -170,7 +170,7 @@ def all_ballots(database: Feedback) -> tuple[list[list[Vote]], int]:
     """Returns the votes of people who are not excluded, in order, each as one `Vote` for every pair of its models; and
     how often they called all answers bad, which compares no models."""
     excluded = set(database.excluded())
-    # A policy on trial is another one in each round: what is said of it is not said of one model.
+    # The policy on trial is another one in each round: its votes are not those of one model.
     prompts = {
         prompt.id: [side for side in _sides(prompt) if side.model != CANARY]
         for prompt in database.prompts(prefix=COMPARED)

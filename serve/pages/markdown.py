@@ -1,9 +1,9 @@
 """Parses Markdown of people and models into trees of elements, which pages build: CommonMark with tables and
 strikethrough.
 
-The text is hostile, and no page reads it as HTML: what it holds of that is shown as text. No link can be followed and
-no image is fetched: of both the page shows the label and the address. `static/markdown.js` builds the elements named
-here and no others.
+The text is hostile, and no page reads it as HTML: tags in it are shown as text. No link can be followed and no image is
+fetched: of both the page shows the label and the address. `static/markdown.js` builds the elements named here and no
+others.
 """
 
 import re
@@ -14,7 +14,7 @@ from markdown_it import MarkdownIt
 from markdown_it.rules_inline import StateInline
 from markdown_it.token import Token
 
-# Of a longer text the time to parse it could keep others waiting: it is shown as it is.
+# A longer text is shown as it is: parsing it could keep other requests waiting.
 MAX_CHARACTERS = 20_000
 # Mathematics in TeX is shown as it was written: Markdown would take away its backslashes and underscores.
 MATH = re.compile(r"\$\$[^$\n]{1,2000}\$\$|\\\([^\n]{1,2000}?\\\)|\\\[[^\n]{1,2000}?\\\]")

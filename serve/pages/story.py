@@ -72,15 +72,12 @@ class StoryTrainer(Protocol):
 
     async def data(self) -> dict[str, Any]:
         """Returns the content of the page that does not change while the run is served."""
-        ...
 
     async def state(self, visitor: str) -> dict[str, Any]:
         """Returns the progress of the latest training, and whether it is this visitor's."""
-        ...
 
     async def start(self, request: TrainingRequest) -> str:
         """Starts a training; returns an empty text, or the reason why it cannot be started now."""
-        ...
 
 
 def story_router(trainer: StoryTrainer) -> APIRouter:
@@ -113,12 +110,12 @@ def story_router(trainer: StoryTrainer) -> APIRouter:
 
 
 def visitor_run(run: RunFolder) -> RunFolder:
-    """The run folder of the visitors' trainings, inside the run that is served."""
+    """Returns the run folder of the visitors' trainings, inside the run that is served."""
     return RunFolder(run.root / "story")
 
 
 def visitor_versions(run: RunFolder) -> Versions:
-    """The versions of the policy that the latest visitor trained."""
+    """Returns the versions of the policy that the latest visitor trained."""
     return Versions(visitor_run(run), "policy")
 
 

@@ -1,8 +1,11 @@
 """The processes that hold models: what happens to a request once the gateway has sent it to a replica.
 
 - `replica`: the Ray Serve deployment; loads the models of one process and passes requests to them.
-- `vllm_engine`: a model in vLLM behind vLLM's own OpenAI serving classes; `vllm_in_process` runs its engine core in a
-  thread where there is no GPU, and `weight_swap` loads another version of the weights while it serves.
+- `request_bounds`: limits on the size of a request, checked before any part of it is parsed.
+- `vllm_engine`: a model in vLLM behind vLLM's own OpenAI serving classes. `metered_llm` counts the tokens of each
+  request, `engine_stats` keeps the engine's state for the metrics, `tool_formats` finds the format of tool calls, and
+  `vllm_in_process` runs the engine core in a thread where there is no GPU.
+- `weight_swap`, `weight_swap_gate`: load another version of the weights while it serves, apart from requests.
 - `lora`: an adapter in the engine of another model.
 - `reward_scorer`: a reward model behind `/v1/score`.
 - `autoscaling`: how many replicas Ray Serve keeps, and how they are.

@@ -13,9 +13,9 @@ from serve.transport.messages import EngineState
 class EngineStats(PrometheusStatLogger):
     """Keeps the state of an engine after its last step.
 
-    It takes the place of vLLM's own logger, which registers metrics for the whole process: several engines share one
-    here, and would replace each other's. After an upgrade of vLLM, look at `StatLoggerManager`, which adds that logger
-    unless it is given one derived from it, and at `SchedulerStats`.
+    It takes the place of vLLM's own logger, which registers metrics for the whole process: several engines share a
+    process here, and would replace each other's metrics. After an upgrade of vLLM, look at `StatLoggerManager`, which
+    adds that logger unless it is given one derived from it, and at `SchedulerStats`.
     """
 
     def __init__(self, *_: Any, **__: Any) -> None:

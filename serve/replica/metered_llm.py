@@ -1,8 +1,8 @@
-"""vLLM's asynchronous engine with a count of the tokens that it computes for each request, given up or not, and with a
-limit on the white space of forced tool calls.
+"""vLLM's asynchronous engine with a count of the tokens that it computes for each request, cancelled ones included, and
+with a limit on the white space of forced tool calls.
 
-vLLM reports the usage of a request with its last output, which a client that hangs up never asks for, and with
-`stream_interval` or `n` its outputs lag behind what is computed.
+vLLM reports the usage of a request with its last output, which a cancelled request never gets, and with
+`stream_interval` or `n` its outputs lag behind the tokens that have been computed.
 """
 
 import itertools
@@ -36,7 +36,7 @@ class MeteredLLM(AsyncLLM):
     async def generate(
         self, prompt: Any, sampling_params: SamplingParams, request_id: str, **options: Any
     ) -> AsyncGenerator[RequestOutput, None]:
-        """Yields the outputs of a request, as `AsyncLLM.generate`."""
+        """Yields the outputs of a request, as `AsyncLLM.generate` does."""
         # Clients may choose an id, and several the same.
         request_id = f"{request_id}-{next(self._numbers)}"
         limit_white_space(sampling_params)

@@ -71,11 +71,11 @@ class ReplicaServer:
         return await self._models[model].promote(folder, weights)
 
     async def record_autoscaling_stats(self) -> dict[str, int]:
-        """Called by Ray Serve, for `serve.replica.autoscaling.desired_replicas`."""
+        """Returns the number of requests in work. Called by Ray Serve, for `autoscaling.desired_replicas`."""
         return {REQUESTS: sum(model.requests() for model in self._models.values())}
 
     async def check_health(self) -> None:
-        """Called by Ray Serve, which replaces a replica that raises."""
+        """Raises if a model cannot answer any more. Ray Serve, which calls this, then replaces the replica."""
         for model in self._models.values():
             await model.check_health()
 

@@ -19,7 +19,7 @@ MAX_SEQUENCES = 256
 OTHER_CHARACTERS = 50_000
 # Names that chat templates read, and that requests set in fields of their own.
 OWN_FIELDS = frozenset({"messages", "tools"})
-# Fields that restrict an answer to a grammar. One that nothing can follow makes the generation fail.
+# Fields that restrict an answer to a grammar. A grammar that no text can follow makes the generation fail.
 FORMS = ("response_format", "structured_outputs", "text", "output_config", "tools")
 # What the types of parts of a message that are no text have in their names, such as image_url and input_audio.
 MEDIA = ("image", "audio", "video", "file", "document")

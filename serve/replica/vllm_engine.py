@@ -72,7 +72,7 @@ CHAT_ENDPOINTS: frozenset[Endpoint] = frozenset({"chat/completions", "responses"
 NOT_CHAT_TUNED = (
     "this model was not tuned to chat: its answers may be empty or never end; /v1/completions has it continue a text"
 )
-# How long a change of weights waits for the answers in progress.
+# The seconds that a change of weights waits for the answers in progress.
 DRAIN_SECONDS = 0.5
 
 
@@ -273,7 +273,7 @@ class VllmEngine:
         return self.gate.version
 
     async def check_health(self) -> None:
-        """Raises if the engine cannot answer any more."""
+        """Raises vLLM's error if the engine cannot answer any more."""
         await self.engine.check_health()
 
     def requests(self) -> int:

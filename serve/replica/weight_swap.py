@@ -1,4 +1,5 @@
-"""Loading another version of the weights into a live vLLM engine, proved by digests, and back if it fails."""
+"""Loads another version of the weights into a live vLLM engine, proves it by digests, and loads the old one if it
+fails."""
 
 import logging
 import os

@@ -1,4 +1,5 @@
-"""The gate between requests and changes of the weights: who waits for whom, and which requests saw both versions."""
+"""The gate between requests and changes of the weights: it keeps the two apart, and knows which requests saw both
+versions."""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -20,7 +20,7 @@ _DEAD_PEER_SECONDS, _PROBE_SECONDS = 15, 5
 
 # The largest are the text of a request, of 10 MB at most before JSON escapes it, and a complete response.
 MAX_FRAME_BYTES = 64 << 20
-# What a connection holds that its other end does not read yet; more has to wait.
+# The most bytes that a connection buffers while its other end does not read; more have to wait.
 WRITE_BUFFER_BYTES = 1 << 20
 
 # Length of the payload in bytes, number of the request, kind of the frame.

@@ -24,9 +24,9 @@ from serve.transport.tls import gateway_context
 
 logger = logging.getLogger("ray.serve")
 
-# For a replica to stop working on a request, which the engine does between two steps.
+# The most seconds for a replica to stop working on a request, which the engine does between two steps.
 CANCEL_SECONDS = 5.0
-# For a replica to send its secret after it has connected, and how many connections may be without one at a time.
+# The most seconds for a replica to send its secret after it has connected, and the most connections without one.
 GREETING_SECONDS = 5.0
 MAX_GREETINGS = 64
 # The bytes of a response that wait for its client: above the first the replica is told to pause, below the second to go
@@ -214,15 +214,15 @@ class GatewayConnection(FrameProtocol):
             queue.put_nowait(RequestFailed("the replica's log says why"))
         elif kind is not Kind.END:
             queue.put_nowait(decode(kind, payload))
-        # A `Reply` is complete by itself, unless what a cancelled request has used is still to come.
+        # A `CompleteResponse` ends a response, unless the usage of a cancelled request is still to come.
         if kind in (Kind.END, Kind.FAILED) or (kind is Kind.REPLY and not queue.cancelled):
             queue.put_nowait(End())
             del self._responses[number]
 
     @contextmanager
     def request(self, model: str, endpoint: Endpoint, body: dict[str, Any]) -> Iterator[ResponseStream]:
-        """Sends a request, and gives the queue that receives the parts of its response. Leaving the context before the
-        end cancels the request in the replica.
+        """Sends a request, and yields the queue that receives the parts of its response. Leaving the context before
+        the end cancels the request in the replica.
 
         Raises:
             ConnectionError: the connection is closed.

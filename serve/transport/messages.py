@@ -69,7 +69,8 @@ class Tally:
     completion_tokens: int = 0
 
 
-# The tally of the request that a replica's task works on. It passes vLLM's serving classes by, which call the engine.
+# The tally of the request that a replica's task works on: a context variable, since vLLM's serving classes, which call
+# the engine, would not pass it on.
 TALLY: ContextVar[Tally] = ContextVar("TALLY")
 
 
@@ -153,7 +154,7 @@ class ServedModel(Protocol):
         """Returns the state of its engine; None if it has none of its own."""
 
     async def check_health(self) -> None:
-        """Raises if the model cannot answer any more."""
+        """Raises an exception if the model cannot answer any more."""
 
     def close(self) -> None:
         """Releases resources outside of this process."""

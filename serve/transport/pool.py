@@ -1,4 +1,5 @@
-"""The models as the gateway reaches them: connections to the replicas of a deployment, the least busy one is used.
+"""The models as the gateway reaches them: by connections to the replicas of a deployment, of which it uses the least
+busy one.
 
 Failures of replicas become `RequestError`s, 503, which clients understand and may retry.
 """
@@ -29,10 +30,10 @@ from serve.transport.messages import (
 
 logger = logging.getLogger("ray.serve")
 
-# For a replica to start and to connect; one that has died takes some 20 s to come back.
+# The most seconds for a replica to start and to connect; one that has died takes some 20 s to come back.
 CONNECT_SECONDS = 60.0
 RECONNECT_SECONDS = 0.5
-# How often new replicas are looked for.
+# Seconds between two looks for new replicas.
 POLL_SECONDS = 2.0
 STATUS_SECONDS = 10.0
 PROMOTE_SECONDS = 600.0
@@ -89,7 +90,7 @@ class ReplicaPool:
                 continue
 
     def expect(self, model: str, folder: Path, weights: str) -> None:
-        """Has `maintain` load a version of a model's weights into replicas that have another one."""
+        """Makes `maintain` load a version of a model's weights into replicas that have another one."""
         self._promoted[model] = folder, weights
 
     async def statuses(self) -> list[ReplicaStatus]:
@@ -131,7 +132,7 @@ class ReplicaPool:
         return PromotionResult(seconds, sum(one.mixed for one in done), errors[0] if errors else None)
 
     async def _call_all(self, method: str, *arguments: Any, seconds: float) -> list[Any]:
-        """Calls a method of every replica and returns the results; a failed call gives its exception."""
+        """Calls a method of every replica and returns the results, of a failed call its exception."""
         try:
             return await call_every_replica(self._handle, method, *arguments, seconds=seconds)
         except DeploymentUnavailableError as error:
@@ -229,7 +230,7 @@ class RemoteModel:
 
     def __init__(self, pool: ReplicaPool, name: str) -> None:
         self._pool, self._name = pool, name
-        # They do not change while the model is served, and asking for them would start a replica that sleeps.
+        # Neither changes while the model is served, and asking for one would start a replica of a model that sleeps.
         self._card: dict[str, Any] | None = None
         self._schemas: dict[Endpoint, dict[str, Any]] | None = None
 

@@ -1,6 +1,8 @@
 "use strict";
 // The board on which people rank the answers to one prompt: by digit keys, by buttons or by dragging letters.
-// The page that has the board sets `board.changed`, called after each change, and `board.confirmed`, called with Enter.
+// The page that has the board sets `board.changed`, called after each change, `board.confirmed`, called with Enter,
+// `board.undone`, called by an undo without changes, `board.before`, which tells whether such an undo leads anywhere,
+// and `board.isPaused`, which tells whether keys are ignored.
 const LETTERS = "ABCDEFGHI", MARKS = ["helpful", "honest", "harmless"];
 const ROLES = { user: "Person", assistant: "Assistant", system: "Instructions" };
 const board = { changed: () => {}, confirmed: () => {}, undone: () => {}, isPaused: () => false };

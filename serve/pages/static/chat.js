@@ -84,7 +84,7 @@ function show(next) {
   input.focus();
 }
 
-// Has the server parse complete answers. Without it they stay as they were written.
+// Asks the server to parse complete answers. If it does not, they stay as they were written.
 async function renderAnswers(answers) {
   for (let begin = 0; begin < answers.length; begin += 20) {
     const some = answers.slice(begin, begin + 20);

@@ -1,6 +1,6 @@
 "use strict";
 const LOOK_AGAIN_MS = 15_000, SAVE_AGAIN_MS = 3_000, LONGEST_PAUSE_MS = 60_000;
-// So often a server that answers with a failure is asked to save the same judgement.
+// How many errors a server may answer before the page stops sending the same judgement.
 const MOST_FAILURES = 4;
 let annotator = "";
 let previous = null;        // the prompt that was judged last: its id, and whether that was for the second time
@@ -21,11 +21,11 @@ function loadDraft() {
   try {
     const draft = JSON.parse(localStorage.getItem(draftName()));
     if (draft && String(draft.answers) === String(answerIds())) return draft;
-  } catch { /* not ours */ }
+  } catch { /* the entry is damaged */ }
   return null;
 }
 
-// Time counts while the page is in view, and a pause without any sign of the reader counts for a minute at most.
+// Time counts while the page is visible, and a pause without a key press, pointer or scrolling for a minute at most.
 function tick() {
   if (watchedSince) watched += Math.min(performance.now() - watchedSince, LONGEST_PAUSE_MS);
   watchedSince = document.hidden ? 0 : performance.now();

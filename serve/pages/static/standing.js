@@ -1,6 +1,6 @@
 "use strict";
-// What the run page says above the fold: what is at work, the verdict with the figures of the three models, and what
-// changed between two rounds.
+// The top of the run page: the stage at work, the verdict with the figures of the three models, and the differences
+// between two rounds.
 const VERDICT_LINES = 3, MODEL_ROWS = 6;
 
 function showNow(now) {

@@ -8,7 +8,7 @@ let before = new Map();     // the fine-tuned model's answers to the questions
 let version = "", looking = 0, wasRunning = false;
 
 function keep() { localStorage.setItem(KEPT, JSON.stringify(mine)); }
-try { mine = { ...mine, ...JSON.parse(localStorage.getItem(KEPT)) }; } catch { /* not ours */ }
+try { mine = { ...mine, ...JSON.parse(localStorage.getItem(KEPT)) }; } catch { /* the entry is damaged */ }
 keep();
 
 const ranked = () => story.tasks.filter((one) => mine.rankings[one.prompt]).length;

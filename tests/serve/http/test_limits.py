@@ -137,33 +137,33 @@ def test_tokens_admitted_by_another_gateway_count_towards_the_limit() -> None:
     here, there, later = (KeyLimits(lambda: now[0]) for _ in range(3))
     one = replace(key(10, 100), max_parallel_requests=3)
 
-    def hear(limits: KeyLimits, name: str) -> None:
-        here.hear(1, replace(limits.use(), gateway=name))
+    def merge(limits: KeyLimits, name: str) -> None:
+        here.merge_peer(1, replace(limits.use(), gateway=name))
 
     there.start_request(one)
-    hear(there, "old")
+    merge(there, "old")
     for _ in range(2):
         there.start_request(one)
     there.reserve_tokens(one, 90)
-    hear(there, "old")
-    hear(there, "old")
+    merge(there, "old")
+    merge(there, "old")
     with pytest.raises(RequestError, match="3 requests at once"):
         here.start_request(one)
     with pytest.raises(RequestError, match="100 tokens a minute"):
         here.reserve_tokens(one, 11)
     here.reserve_tokens(one, 10)
     there.settle_tokens(one, 90, 20)
-    hear(there, "old")
+    merge(there, "old")
     here.reserve_tokens(one, 60)
     # It dies, and its requests with it. The next process counts from zero.
-    here.hear(1, None)
+    here.merge_peer(1, None)
     for _ in range(2):
         here.start_request(one)
         here.end_request(one)
     for _ in range(6):
         later.start_request(one)
         later.end_request(one)
-    hear(later, "new")
+    merge(later, "new")
     with pytest.raises(RequestError, match="10 requests a minute"):
         here.start_request(one)
 
@@ -171,10 +171,10 @@ def test_tokens_admitted_by_another_gateway_count_towards_the_limit() -> None:
 def test_a_gateway_without_news_of_a_key_learns_its_limit_with_its_use() -> None:
     now = [0.0]
     here, there = KeyLimits(lambda: now[0]), KeyLimits(lambda: now[0])
-    here.hear(1, replace(there.use(), gateway="other"))
+    here.merge_peer(1, replace(there.use(), gateway="other"))
     one = key(tokens=60)
     there.reserve_tokens(one, 60)
-    here.hear(1, replace(there.use(), gateway="other"))
+    here.merge_peer(1, replace(there.use(), gateway="other"))
     with pytest.raises(RequestError) as refused:
         here.reserve_tokens(one, 30)
     assert refused.value.headers == {"Retry-After": "30"}
