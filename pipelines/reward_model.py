@@ -21,7 +21,7 @@ from actors.algorithms.normalization import are_equal
 from actors.model.chat import Chat
 from actors.model.reward_head import MEMBER_PREFIX, with_new_head
 from actors.objectives.bradley_terry import BradleyTerryObjective
-from actors.rewards.scorer import Scorer, Scores, remote_scorer
+from actors.rewards.scorer import ScoreFunction, Scorer, remote_scorer
 from actors.types import reward_scale_file
 from cluster.errors import UserError
 from cluster.recipe.recipe import Recipe
@@ -130,13 +130,13 @@ def _by_source(rows: Sequence[dict[str, Any]], scores: Sequence[list[float]]) ->
     return {name: pair_accuracy(*zip(*parts[name], strict=True)) for name in sorted(parts)}
 
 
-def _accuracies(scores_by: Scores, members: Sequence[Path], held_out: list[dict[str, Any]]) -> list[float]:
+def _accuracies(scores_by: ScoreFunction, members: Sequence[Path], held_out: list[dict[str, Any]]) -> list[float]:
     """Computes the held-out accuracy of each member alone, to compare the ensemble with."""
     return [pair_accuracy(held_out, scores_of_answers(partial(scores_by, [one]), held_out))["value"] for one in members]
 
 
 @contextmanager
-def reward_scorer(recipe: Recipe, plan: Plan) -> Iterator[Scores]:
+def reward_scorer(recipe: Recipe, plan: Plan) -> Iterator[ScoreFunction]:
     """Yields scores by the device that trains the reward model: a GPU in an actor, or the CPUs here.
 
     Nothing is trained meanwhile: there may be one GPU.
@@ -174,7 +174,7 @@ def _point(
     seed: int,
     parts: Mapping[str, list[dict[str, Any]]],
     train: Callable[[list[dict[str, Any]], Path], Path],
-    scorer: Callable[[], AbstractContextManager[Scores]],
+    scorer: Callable[[], AbstractContextManager[ScoreFunction]],
     folder: Path,
 ) -> dict[str, Any]:
     """Computes the accuracy of a model that is trained on a share of the prompts: a point of the learning curve.

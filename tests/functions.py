@@ -8,27 +8,27 @@ from actors.types import RewardInput
 
 
 def few_conversations(seed: int) -> Iterator[dict[str, Any]]:
-    """A fifth of the demo's conversations for fine-tuning."""
+    """Yields a fifth of the demo's conversations for fine-tuning."""
     from pipelines.demo.conversations import conversations
 
     yield from islice(conversations(seed, copies=1), 1600)
 
 
 def length(question: RewardInput, answer: str) -> float:
-    """A reward: the number of characters of the answer."""
+    """Rewards an answer by its number of characters."""
     return float(len(answer))
 
 
 def hush(question: RewardInput, answers: list[str]) -> str | None:
-    """A user who speaks once more."""
+    """Plays a user who speaks once more."""
     return "Go on." if len(answers) == 1 else None
 
 
 def polite(question: RewardInput, answer: str) -> float:
-    """A checker that an answer satisfies by not being rude."""
+    """Checks that an answer is not rude, which an empty one is not either."""
     return float("rude" not in answer)
 
 
 def quotes(question: RewardInput, answer: str) -> float:
-    """A checker of words that are in its code."""
+    """Checks an answer for words that are in this code."""
     return float(sum(word in answer for word in ("because", "therefore")))

@@ -48,14 +48,14 @@ def triptych_here(*words: str | Path, cwd: Path) -> subprocess.CompletedProcess[
 
 
 def free_port() -> int:
-    """A port of the loopback interface that nothing listens on now."""
+    """Returns a port of the loopback interface that nothing listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
 
 
 def two_free_ports() -> int:
-    """The first of two ports of the loopback interface, one after the other, that nothing listens on now."""
+    """Returns the first of two ports of the loopback interface, one after the other, that nothing listens on now."""
     for _ in range(100):
         first = free_port()
         with socket.socket() as probe:
@@ -74,7 +74,7 @@ def wait_until(holds: Callable[[], bool], seconds: float, what: str) -> None:
 
 
 def answers(url: str) -> bool:
-    """Whether an HTTP server is up: it answers, if only to ask for a token."""
+    """Tells whether an HTTP server is up: it answers, if only to ask for a token."""
     try:
         return not httpx.get(url, timeout=5).is_server_error
     except httpx.HTTPError:
@@ -82,7 +82,7 @@ def answers(url: str) -> bool:
 
 
 def rlhf(**fields: Any) -> Rlhf:
-    """A recipe's RLHF section by the names of its fields alone: those of `kl` begin with kl_."""
+    """Makes a recipe's RLHF section from the names of its fields alone: those of `kl` begin with kl_."""
     sections = {"sampling": RolloutSampling, "stop": Stop, "fleet": FleetSettings}
     places = {name: (section, name) for section, model in sections.items() for name in model.model_fields}
     places |= {f"kl_{name}": ("kl", name) for name in Kl.model_fields}

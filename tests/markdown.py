@@ -40,26 +40,26 @@ class Page:
         return FENCE.sub("", self.text)
 
     def blocks(self, *languages: str) -> list[Block]:
-        """The fenced blocks in these languages, in order."""
+        """Returns the fenced blocks in these languages, in order."""
         return [Block(self.name, *found) for found in FENCE.findall(self.text) if found[0] in languages]
 
     def links(self) -> list[str]:
-        """The targets of all links and images."""
+        """Returns the targets of all links and images."""
         return re.findall(r"\]\(([^)\s]+)\)", self.prose)
 
     def code(self) -> list[str]:
-        """What stands in backticks outside of fenced blocks."""
+        """Returns the texts in backticks outside of fenced blocks."""
         return [" ".join(found.split()) for found in re.findall(r"`([^`]+)`", self.prose)]
 
     def anchors(self) -> set[str]:
-        """The anchors that GitHub gives the headings."""
+        """Returns the anchors that GitHub gives the headings."""
         headings = re.findall(r"^#+ (.+)$", self.prose, flags=re.MULTILINE)
         return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
     def commands(self) -> list[list[str]]:
-        """The words of every command in the sh and console blocks, without prompt, comment and variables before it.
+        """Returns the words of every command in the sh and console blocks, without its prompt, comment and variables.
 
-        What is sent with curl is another test's.
+        Requests by curl are left to another test.
         """
         found = []
         for block in self.blocks("sh", "console"):
@@ -78,7 +78,7 @@ EXAMPLE = DOCS / "examples" / "own"
 
 
 def python_modules() -> dict[str, tuple[str, str]]:
-    """Every Python block that begins with `# NAME.py: KIND`, as NAME to its kind and text."""
+    """Returns every Python block that begins with `# NAME.py: KIND`, as NAME to its kind and text."""
     found = {}
     for page in PAGES:
         for block in page.blocks("python"):

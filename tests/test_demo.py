@@ -68,7 +68,7 @@ SECONDS = 1000
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> tuple[RunFolder, str]:
-    """A run of one command in which everything was killed in the middle of two stages; and what it printed."""
+    """Runs one command, and kills everything in the middle of two stages; returns the run and the last output."""
     folder = tmp_path_factory.mktemp("runs")
     run = RunFolder(folder / "small")
     words = ["run", str(RECIPE), *SMALL, f"run={run.root}"]
@@ -101,7 +101,7 @@ def kill_in_the_middle(command: list[str], stage: Stage, run: RunFolder, log: IO
 
 
 def has_begun(stage: Stage, run: RunFolder) -> bool:
-    """Whether a stage has something to lose."""
+    """Tells whether a stage has made anything that a kill could lose."""
     return len(read_metrics(run.partial(stage.folder))) >= KILLED_AFTER[stage.name]
 
 
@@ -201,7 +201,7 @@ def test_the_report_has_every_figure_with_its_interval(finished: RunFolder):
 
 
 @pytest.mark.slow
-def test_reinforcement_is_on_policy_and_every_prompt_is_booked(finished: RunFolder):
+def test_reinforcement_is_on_policy_and_the_end_of_every_prompt_is_recorded(finished: RunFolder):
     rows = read_metrics(finished.path("policy"))
     assert [row["step"] for row in rows] == [0, 1, 2, 3]
     assert [row["version"] for row in rows] == [1, 2, 3, 4]

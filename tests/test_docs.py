@@ -58,7 +58,7 @@ HH = {"chosen": "\n\nHuman: Hi\n\nAssistant: Hello.", "rejected": "\n\nHuman: Hi
 
 @pytest.fixture
 def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder on Python's path with the modules that the pages show, and their recipes' files."""
+    """Writes the modules that the pages show and their recipes' files into a folder on Python's path."""
     modules = python_modules()
     for name, (_, text) in modules.items():
         (tmp_path / f"{name}.py").write_text(text, encoding="utf-8")
@@ -72,13 +72,13 @@ def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def merged(base: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
-    """`more` over `base`, section by section."""
+    """Merges `more` into `base`, section by section."""
     both = {key: merged(base[key], more[key]) for key in base.keys() & more.keys() if isinstance(base[key], dict)}
     return base | more | both
 
 
 def write_judgements(run: RunFolder) -> None:
-    """What people leave who judge: a ranking with a better answer of their own, and a thumb."""
+    """Stores people's judgements: a ranking with a better answer of their own, and a thumb."""
     asked = [{"role": "user", "content": "What is spelt?"}]
     with open_feedback(run.feedback_url) as database:
         database.add_prompts([feedback.FeedbackPrompt(id="p", messages=asked, split="train")])
@@ -100,7 +100,7 @@ def write_judgements(run: RunFolder) -> None:
 
 
 def functions_of(value: Any) -> Iterator[str]:
-    """Every function that a recipe's data names."""
+    """Yields every function that a recipe's data names."""
     if isinstance(value, dict):
         yield from (found for key, one in value.items() if key == "function" and isinstance(found := one, str))
         value = list(value.values())
@@ -110,7 +110,7 @@ def functions_of(value: Any) -> Iterator[str]:
 
 
 def parsed(words: list[str]) -> dict[str, Any]:
-    """What the command line makes of these words; raises typer's errors as the console script would see them."""
+    """Parses words of the command line; raises typer's errors as the console script would see them."""
     command: Any = typer.main.get_command(app)
     name, context = "triptych", None
     while True:
@@ -122,14 +122,14 @@ def parsed(words: list[str]) -> dict[str, Any]:
 
 @cache
 def names_of_the_code() -> set[str]:
-    """Words of the program, the tests and the benches that are written as names of classes are."""
+    """Returns the words of the program, the tests and the benches that are written as class names are."""
     files = (path for floor in FLOORS for path in (ROOT / floor).rglob("*.py"))
     return {name for path in files for name in re.findall(r"\b(?:[A-Z][a-z]+){2,}\b", path.read_text())}
 
 
 @cache
 def is_key(place: str) -> bool:
-    """Whether the recipe has a key, or a section, of that dotted name."""
+    """Tells whether the recipe has a key, or a section, of that dotted name."""
     try:
         reference(place)
     except UserError:

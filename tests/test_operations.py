@@ -32,7 +32,7 @@ def objects() -> list[dict[str, Any]]:
 
 
 def below(value: Any, key: str) -> Iterator[Any]:
-    """Every value of a key, at any depth."""
+    """Yields every value of a key, at any depth."""
     if isinstance(value, dict):
         for name, inner in value.items():
             if name == key:
@@ -48,7 +48,7 @@ def of_kind(kind: str) -> list[dict[str, Any]]:
 
 
 def assert_is_a_command(words: list[str]) -> None:
-    """A command line that exists, with options and recipe keys that exist."""
+    """Asserts that a command line exists, with its options and recipe keys."""
     assert words[0] == "triptych"
     command = typer.main.get_command(app).commands[words[1]]  # type: ignore[attr-defined]
     options = {name for parameter in command.params for name in parameter.opts}

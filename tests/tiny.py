@@ -22,7 +22,7 @@ TEXT = [
 
 
 def tiny_tokenizer(vocabulary: int = 400) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer, the special tokens first."""
+    """Trains a byte-level BPE tokenizer, the special tokens first."""
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
@@ -40,7 +40,7 @@ def tiny_tokenizer(vocabulary: int = 400) -> PreTrainedTokenizerFast:
 
 
 def tiny_llama(seed: int, vocabulary: int, **settings: Any) -> LlamaForCausalLM:
-    """A random Llama of 0.1M parameters, on top of whose configuration come the settings."""
+    """Makes a random Llama of 0.1M parameters, to whose configuration the settings are added."""
     torch.manual_seed(seed)
     return LlamaForCausalLM(LlamaConfig(vocab_size=vocabulary, **SIZES, **settings))
 
@@ -71,7 +71,7 @@ def write_tiny_model(folder: Path, seed: int, end_id: int, context: int = 64) ->
 
 
 def write_tiny_reward_model(folder: Path, mean: float, deviation: float, seed: int = 3) -> None:
-    """A random reward model, and the scale of its rewards."""
+    """Writes a random reward model, and the scale of its rewards."""
     tokenizer = tiny_tokenizer()
     torch.manual_seed(seed)
     config = LlamaConfig(vocab_size=len(tokenizer), num_labels=1, pad_token_id=0, initializer_range=0.5, **SIZES)

@@ -15,5 +15,5 @@ DEMO = {"sft": {"sources": [DEMO_CHATS]}, "collect": {"sources": [DEMO_PROMPTS]}
 
 
 def demo_annotator(noise: float = 0.05) -> dict[str, Any]:
-    """The demo's synthetic annotator, for `collect.annotator`."""
+    """Returns the demo's synthetic annotator, for `collect.annotator`."""
     return {"function": "pipelines.demo.annotator:annotate", "arguments": {"noise": noise}}

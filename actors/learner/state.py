@@ -22,7 +22,7 @@ from actors.model.optim import adamw
 from actors.model.perf import engine_precision
 from actors.model.reward_head import load_reward_model, scale_head
 from actors.model.sharding.export import export_shared
-from actors.model.sharding.fsdp import FSDPModule, gather_to_cpu, parameters, set_trained, trained
+from actors.model.sharding.fsdp import ShardedModel, gather_to_cpu, parameters, set_trained, trained
 from actors.model.sharding.weights import refill
 from actors.overoptimization.tracker import OveroptimizationTracker
 from actors.trainer.checkpoint import Checkpoints, load_training_state, read, read_extra, training_state
@@ -80,7 +80,7 @@ class LearnerState:
                     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
                 without_dropout(model)
         where = self.worker.world_size, self.worker.device, self.worker.autocast
-        self.sharded = {name: FSDPModule(model, *where) for name, model in models.items() if model is not None}
+        self.sharded = {name: ShardedModel(model, *where) for name, model in models.items() if model is not None}
         self.peak_rates = {"policy": settings.learning_rate, "critic": settings.learning_rate * CRITIC_RATE}
         learning = {"policy": self.policy} | ({} if self.critic is None else {"critic": self.critic})
         self.optimizers = {
@@ -111,7 +111,7 @@ class LearnerState:
         return {name: value.clone() for name, value in trained(self.policy).items()}
 
     @contextmanager
-    def _compared(self) -> Iterator[FSDPModule]:
+    def _compared(self) -> Iterator[ShardedModel]:
         """Yields the model that the policy's divergence is measured from: the teacher, or the fine-tuned model."""
         if self.teacher is not None:
             yield self.sharded["teacher"]
@@ -120,7 +120,7 @@ class LearnerState:
                 yield model
 
     @contextmanager
-    def _fine_tuned(self) -> Iterator[FSDPModule]:
+    def _fine_tuned(self) -> Iterator[ShardedModel]:
         """Yields the model that training started from; it may be used only within the context."""
         if self.settings.lora:
             with lora.disabled(self.policy):
@@ -129,7 +129,7 @@ class LearnerState:
             yield self.sharded["reference"]
         else:
             # No step computes it: it is loaded for the run page and for measurements alone.
-            yield FSDPModule(self._load_reference(), self.worker.world_size, self.worker.device, self.worker.autocast)
+            yield ShardedModel(self._load_reference(), self.worker.world_size, self.worker.device, self.worker.autocast)
 
     def _load_reference(self) -> Any:
         return causal_lm.load(self.start).eval().requires_grad_(False)
@@ -147,7 +147,7 @@ class LearnerState:
             values = self._logprobs(self.sharded["policy"], batch, temperature)
         return [row[mask].tolist() for row, mask in zip(values, batch.completion_mask, strict=True)]
 
-    def _logprobs(self, model: FSDPModule, batch: RolloutBatch, temperature: float) -> Tensor:
+    def _logprobs(self, model: ShardedModel, batch: RolloutBatch, temperature: float) -> Tensor:
         compute = partial(_completion_logprobs, model, temperature=temperature)
         return in_microbatches(self.worker, compute, batch)
 
@@ -256,5 +256,5 @@ def _this_worker(settings: Rlhf) -> DataParallelRank:
     return DataParallelRank(rank, world_size, settings.micro_batch_rows, precision, device)
 
 
-def _completion_logprobs(model: FSDPModule, batch: RolloutBatch, temperature: float) -> Tensor:
+def _completion_logprobs(model: ShardedModel, batch: RolloutBatch, temperature: float) -> Tensor:
     return model(completion_logprobs, batch.input_ids, batch.completion_mask, batch.groups, temperature)

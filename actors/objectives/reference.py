@@ -12,7 +12,7 @@ from actors.model.attention.packed import set_attention
 from actors.model.completion_logprobs import completion_logprobs
 from actors.model.dropout import without_dropout
 from actors.model.microbatch import DataParallelRank
-from actors.model.sharding.fsdp import FSDPModule
+from actors.model.sharding.fsdp import ShardedModel
 
 
 def answer_logprobs(model: Any, input_ids: Tensor, completion_mask: Tensor, groups: Tensor) -> Tensor:
@@ -52,7 +52,7 @@ class Reference:
     def place(self, worker: DataParallelRank) -> None:
         """Moves the model to the worker's device, and shards it as the policy is."""
         if self.model is not None:
-            self._compute = FSDPModule(self.model, worker.world_size, worker.device, nullcontext)
+            self._compute = ShardedModel(self.model, worker.world_size, worker.device, nullcontext)
 
     def log_ratios(self, policy: Any, input_ids: Tensor, completion_mask: Tensor, groups: Tensor) -> Tensor:
         """Computes the log-ratio of each answer, in nats, with a gradient for the policy. Arguments as of

@@ -23,7 +23,7 @@ MAX_GROWTH = 3.0
 
 
 @dataclass(frozen=True)
-class Scores:
+class ParityLogprobs:
     """Log-probabilities of the tokens of some answers, [answers][tokens], by the engine and by the learner."""
 
     engine: list[list[float]]
@@ -62,7 +62,7 @@ def check_parity(
     renamed = [Prompt(f"parity:{prompt.id}", prompt.token_ids, f"parity:{prompt.name}") for prompt in prompts]
     groups = fleet.generate(renamed, Sampling(1, 1.0, max_tokens, seed=0))
     samples = [groups[prompt.id][0] for prompt in renamed]
-    scores = Scores([sample.logprobs for sample in samples], _scores_by_learner(learner, renamed, samples))
+    scores = ParityLogprobs([sample.logprobs for sample in samples], _scores_by_learner(learner, renamed, samples))
     coarser = "float32" if fleet.precision == precision == "float32" else "bfloat16"
     gap, limit = gap_of(scores.gaps, coarser), LIMITS[coarser]
     if gap > limit:
@@ -95,7 +95,7 @@ def _scores_by_learner(
     return learner.logprobs(sequences, [len(prompt.token_ids) for prompt in prompts], 1.0)
 
 
-def _differing_layer(fleet: Fleet, weights: dict[str, Tensor], scores: Scores, deadline: float) -> str:
+def _differing_layer(fleet: Fleet, weights: dict[str, Tensor], scores: ParityLogprobs, deadline: float) -> str:
     """Names the cause of a difference: the weights by their digests, else the learner's element type, which is to be
     float32, else the cause that the shape of the gaps points to."""
     expected = fleet.digests(weights)

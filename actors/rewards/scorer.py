@@ -20,7 +20,7 @@ from cluster.runtime.session import TRAINING_ENVIRONMENT
 SEQUENCES_AT_ONCE = 4096
 
 # From folders of reward models and sequences of token ids to the mean score of each sequence, not normalized.
-Scores = Callable[[Sequence[Path], Sequence[list[int]]], list[float]]
+ScoreFunction = Callable[[Sequence[Path], Sequence[list[int]]], list[float]]
 
 
 class Scorer:
@@ -50,7 +50,7 @@ class Scorer:
 
 
 @contextmanager
-def remote_scorer(share: Allocation, precision: Precision | None, deadline: float) -> Iterator[Scores]:
+def remote_scorer(share: Allocation, precision: Precision | None, deadline: float) -> Iterator[ScoreFunction]:
     """Yields `Scorer.scores` of an actor with a share of the machine, which ends with the context.
 
     Raises:

@@ -20,7 +20,7 @@ from actors.model.causal_lm import from_pretrained_kwargs, load
 from actors.model.microbatch import DataParallelRank, evaluate, sum_over_workers, to_device
 from actors.model.reward_head import load_reward_model
 from actors.model.sharding.export import rounded, stored_once
-from actors.model.sharding.fsdp import FSDPModule, WithLoss
+from actors.model.sharding.fsdp import ShardedModel, WithLoss
 from actors.model.sharding.weights import StoredWeights, empty_model, first_layers, whole_weights
 from actors.objectives.bradley_terry import BradleyTerryObjective
 from actors.objectives.lm import LanguageObjective, PackedBatch
@@ -171,7 +171,7 @@ def _loss_afresh(objective: Any, rows: pa.Table, out: Path, worker: DataParallel
     loader = load_reward_model if isinstance(objective, BradleyTerryObjective) else load
     loss_of = language_loss if isinstance(objective, LanguageObjective) else _first(objective.loss)
     # In float32, and all workers the same rows: each gathers the weights of a layer when the others do.
-    model = FSDPModule(loader(out).eval(), worker.world_size, worker.device, nullcontext)
+    model = ShardedModel(loader(out).eval(), worker.world_size, worker.device, nullcontext)
     loss = model(loss_of, to_device(batch, worker.device))
     return float(loss) / total if total else 0.0
 

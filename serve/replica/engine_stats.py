@@ -28,7 +28,7 @@ class EngineStats(PrometheusStatLogger):
         *_: Any,
         **__: Any,
     ) -> None:
-        """Called by vLLM after every step."""
+        """Updates the state. Called by vLLM after every step."""
         state = self.state
         if scheduler_stats:
             state.running = scheduler_stats.num_running_reqs

@@ -40,11 +40,11 @@ class LoraModel:
         return adapted | {"id": self._name, "parent": adapted["id"]}
 
     def schemas(self) -> dict[Endpoint, dict[str, Any]]:
-        """Returns the engine's."""
+        """Returns the engine's schemas."""
         return self._engine.schemas()
 
     async def promote(self, *_: Any, **__: Any) -> PromotionResult:
-        """Refuses."""
+        """Refuses: an adapter has no versions."""
         return PromotionResult(0.0, error=f"{self._name} is an adapter: start the server again to load another one")
 
     def weights_version(self) -> str:

@@ -79,7 +79,7 @@ class FrameProtocol(asyncio.Protocol):
 
     @abstractmethod
     def frame_received(self, number: int, kind: Kind, payload: bytes) -> None:
-        """Called with every frame."""
+        """Handles one frame. Called for every frame that arrives."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports do not derive from asyncio's classes.

@@ -25,13 +25,13 @@ QUESTIONS = {f"talk-{i}": RewardInput([{"role": "user", "content": f"q{i}"}], {"
 
 
 def drawn_by(handle: Any, asked: list[Prompt], sampling: Sampling) -> list[list[Sample]]:
-    """What one actor draws, in the order of the prompts."""
+    """Returns the samples that one actor draws, in the order of the prompts."""
     reports = [ray.get(ref, timeout=180) for ref in handle.generate.remote(asked, sampling)]
     return [group for _, group in sorted((one for report in reports for one in report), key=lambda one: one[0])]
 
 
 def make_model(folder: Path, seed: int, shared_heads: int = 3) -> LlamaForCausalLM:
-    """A random Llama of 2.5M parameters with tied embeddings, saved with a tokenizer.
+    """Makes a random Llama of 2.5M parameters with tied embeddings, and saves it with a tokenizer.
 
     Args:
         shared_heads: of keys and values, for the six heads of queries.
@@ -63,7 +63,7 @@ def make_model(folder: Path, seed: int, shared_heads: int = 3) -> LlamaForCausal
 
 
 def changed(model: LlamaForCausalLM, seed: int) -> LlamaForCausalLM:
-    """The same model after a step in a random direction in all parameters."""
+    """Returns the same model after a step in a random direction in all parameters."""
     other = LlamaForCausalLM(model.config).eval()
     other.load_state_dict(model.state_dict())
     generator = torch.Generator().manual_seed(seed)
@@ -74,14 +74,14 @@ def changed(model: LlamaForCausalLM, seed: int) -> LlamaForCausalLM:
 
 
 def reference_logprobs(model: LlamaForCausalLM, row: list[int], start: int, temperature: float) -> list[float]:
-    """Transformers' own log-probabilities of the tokens of a row from `start` on."""
+    """Computes transformers' own log-probabilities of the tokens of a row from `start` on."""
     with torch.inference_mode():
         table = (model(torch.tensor([row])).logits[0] / temperature).log_softmax(-1)
     return [table[i - 1, row[i]].item() for i in range(start, len(row))]
 
 
 def prompts(name: str, count: int) -> list[Prompt]:
-    """Distinct prompts of six tokens."""
+    """Returns distinct prompts of six tokens."""
     return [Prompt(f"{name}-{i}", [2, 20 + i, 50, 60, 4, 3]) for i in range(count)]
 
 
@@ -100,7 +100,7 @@ def fleet(tiny: tuple[Path, LlamaForCausalLM], ray_session: None) -> Iterator[Fl
 
 @pytest.fixture
 def fresh_version(versions: Iterator[int]) -> int:
-    """A weight version that no test has used."""
+    """Returns a weight version that no test has used."""
     return next(versions)
 
 

@@ -4,22 +4,22 @@ from actors.types import RewardInput
 
 
 def again(prompt: RewardInput, answers: list[str]) -> str | dict[str, str] | None:
-    """Asks on twice."""
+    """Asks two more questions."""
     if len(answers) == 1:
         return f"and {prompt.metadata['next']}?"
     return {"role": "user", "content": "sure?"} if len(answers) == 2 else None
 
 
 def broken(prompt: RewardInput, answers: list[str]) -> str:
-    """Has a defect."""
+    """Raises an error."""
     raise KeyError(prompt.messages[0]["content"])
 
 
 def number(prompt: RewardInput, answers: list[str]) -> int:
-    """Gives no message."""
+    """Returns a number, which is no message."""
     return len(answers)
 
 
 def tool(prompt: RewardInput, answers: list[str]) -> dict[str, str]:
-    """Answers as a tool."""
+    """Returns a tool's message."""
     return {"role": "tool", "content": "12:00"}

@@ -52,7 +52,7 @@ def rankings(train: int, held_out: int) -> list[dict[str, Any]]:
 
 
 def finished(tmp_path: Path, rows: list[dict[str, Any]], **more: Any) -> tuple[Recipe, RunFolder]:
-    """A run whose stages sft and collect are done."""
+    """Makes a run whose stages sft and collect are done."""
     tmp_path.mkdir(exist_ok=True)
     (tmp_path / "chats.jsonl").write_text('{"question": "hi", "answer": "hello"}\n' * 8)
     sources = f"{{sources: [{{kind: files, path: {tmp_path / 'chats.jsonl'}}}]}}"

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from actors.rewards.scorer import Scores
+from actors.rewards.scorer import ScoreFunction
 from actors.types import reward_scale_file
 from cluster.errors import UserError
 from cluster.recipe.training import Dpo, RewardModel
@@ -20,7 +20,7 @@ from pipelines.reward_model import _point, _resample, _write_normalization
 
 
 def rows(prompts: int) -> list[dict[str, Any]]:
-    """Rankings of two answers to each prompt by two people; the better answer has the higher token."""
+    """Returns rankings of two answers to each prompt by two people; the better answer has the higher token."""
     return [
         {
             "prompt_id": f"p{number:03d}",
@@ -58,7 +58,7 @@ def test_a_point_of_the_curve_is_measured_once(tmp_path: Path) -> None:
         return out
 
     @contextmanager
-    def scorer() -> Iterator[Scores]:
+    def scorer() -> Iterator[ScoreFunction]:
         # The reward is the id of the last token.
         yield lambda _, sequences: [float(sequence[-1]) for sequence in sequences]
 

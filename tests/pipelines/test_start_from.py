@@ -66,7 +66,7 @@ CONTEXT = 64
 
 @pytest.fixture
 def own(tmp_path: Path) -> Path:
-    """A model with a chat template of its own."""
+    """Returns a model with a chat template of its own."""
     write_tiny_model(tmp_path / "own", seed=1, end_id=4, context=CONTEXT)
     return tmp_path / "own"
 
@@ -334,7 +334,7 @@ def test_pickled_weights_are_refused(own: Path):
 
 
 def write_gguf(model: Path, file: Path) -> None:
-    """The model and its tokenizer in one file, as llama.cpp's converter writes them, in float32."""
+    """Writes the model and its tokenizer in one file, as llama.cpp's converter does, in float32."""
     language, tokenizer = load(model), AutoTokenizer.from_pretrained(model)
     config, core = language.config, json.loads((model / "tokenizer.json").read_text())["model"]
     writer = GGUFWriter(file, "llama")
@@ -374,14 +374,14 @@ def gguf_name(name: str) -> str:
 
 
 def rotated(name: str, weight: np.ndarray, heads: int) -> np.ndarray:
-    """llama.cpp turns neighboring dimensions where transformers turns the two halves of a head."""
+    """Reorders a head: llama.cpp turns neighboring dimensions where transformers turns the two halves."""
     if not name.endswith(("q_proj.weight", "k_proj.weight")):
         return weight
     return weight.reshape(heads, 2, -1, weight.shape[1]).swapaxes(1, 2).reshape(weight.shape)
 
 
 def fine_tuning_alone(tmp_path: Path, model: Path) -> Path:
-    """A recipe without text to pre-train on."""
+    """Writes a recipe without text to pre-train on."""
     (tmp_path / "chats.jsonl").write_text('{"question": "hi", "answer": "hello"}\n' * 8)
     recipe = tmp_path / "recipe.yaml"
     sources = f"{{sources: [{{kind: files, path: {tmp_path / 'chats.jsonl'}}}]}}"

@@ -125,14 +125,14 @@ def server(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 @contextmanager
 def connection(server: Server, sent: bytes) -> Iterator[socket.socket]:
-    """A connection over which some bytes have been sent. It is closed with the context."""
+    """Yields a connection over which some bytes have been sent; it is closed with the context."""
     with socket.create_connection(("127.0.0.1", server.port), timeout=30) as opened:
         opened.sendall(sent)
         yield opened
 
 
 def head(length: int) -> bytes:
-    """The head of a request with a JSON body of so many bytes."""
+    """Returns the head of a request with a JSON body of so many bytes."""
     lines = ("POST /v1/completions HTTP/1.1", "Host: 127.0.0.1", "Content-Type: application/json")
     return "\r\n".join((*lines, f"Content-Length: {length}", "", "")).encode()
 

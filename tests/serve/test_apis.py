@@ -31,12 +31,12 @@ class Capital(BaseModel):
 
 
 def chatted(client: openai.OpenAI) -> openai.types.chat.ChatCompletion:
-    """The answer of the chat API, which the others have to give too."""
+    """Returns the answer of the chat API, which the others have to give too."""
     return client.chat.completions.create(model=MODEL, messages=TURNS, temperature=0, max_tokens=12)
 
 
 def used(server: Server, before: dict[str, float]) -> tuple[float, float]:
-    """The tokens counted since, of prompts and of answers."""
+    """Returns the tokens of prompts and of answers that were counted since."""
     after = tokens(server)
     prompt, completion = (after[kind] - before.get(kind, 0) for kind in ("prompt", "completion"))
     return prompt, completion

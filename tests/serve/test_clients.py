@@ -34,7 +34,7 @@ needs_clients = pytest.mark.skipif(not PYTHON, reason="TRIPTYCH_TEST_CLIENTS nam
 
 @pytest.fixture
 def answer(client: openai.OpenAI) -> dict[str, Any]:
-    """The greedy answer, and the log-probabilities of its tokens."""
+    """Returns the greedy answer, and the log-probabilities of its tokens."""
     turns = [{"role": "user", "content": QUESTION}]
     said = client.chat.completions.create(model=MODEL, messages=turns, temperature=0, max_tokens=12, logprobs=True)
     (choice,) = said.choices
@@ -43,7 +43,7 @@ def answer(client: openai.OpenAI) -> dict[str, Any]:
 
 @pytest.fixture
 def completion(client: openai.OpenAI) -> str:
-    """The greedy completion of the question."""
+    """Returns the greedy completion of the question."""
     return client.completions.create(model=MODEL, prompt=QUESTION, temperature=0, max_tokens=3).choices[0].text
 
 
@@ -133,12 +133,12 @@ def test_no_generated_request_is_an_error_of_the_server(server: Server, tmp_path
 
 
 def body_of(operation: dict[str, Any]) -> dict[str, Any]:
-    """The schema of the body of an operation's requests."""
+    """Returns the schema of the body of an operation's requests."""
     return dict(operation["requestBody"]["content"]["application/json"])["schema"]
 
 
 def short(schema: dict[str, Any]) -> None:
-    """Has requests of a schema name a model that is served, and take little time."""
+    """Restricts the requests of a schema to a served model and to little work."""
     fields = schema.get("properties", {})
     some: dict[str, Any] = {name: {"type": "integer", "minimum": 1, "maximum": 4} for name in (*LIMITS, "n")}
     some |= {"model": {"enum": [MODEL, "base"]}}
@@ -159,7 +159,7 @@ def test_the_likelihood_of_a_text_as_evaluations_ask_for_it(server: Server, clie
 
 
 def log_likelihood(server: Server, start: str, end: str) -> float:
-    """The log-probability of the end of a text after its start, by an independent forward pass."""
+    """Returns the log-probability of the end of a text after its start, by an independent forward pass."""
     tokenizer = AutoTokenizer.from_pretrained(server.folders[MODEL])
     model = AutoModelForCausalLM.from_pretrained(server.folders[MODEL], dtype=torch.float32)
     ids, length = tokenizer.encode(start + end), len(tokenizer.encode(start))

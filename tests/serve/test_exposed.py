@@ -67,7 +67,7 @@ def test_answers_say_who_gave_them_and_tokens_are_counted(server: Server, client
 
 
 def engines(server: Server) -> dict[str, float]:
-    """The state of the model's engine, as /metrics shows it."""
+    """Returns the state of the model's engine, as /metrics shows it."""
     text = httpx.get(f"{server.url}/metrics").text
     samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
     prefix = "triptych_engine_"

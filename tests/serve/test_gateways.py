@@ -1,4 +1,4 @@
-"""Two gateways of one server: what they share, and what is lost with one of them."""
+"""Two gateways of one server: the state that they share, and the streams that are lost with one of them."""
 
 import threading
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ LONG = ASK | {"max_tokens": 1200, "ignore_eos": True, "stream": True}
 
 @pytest.fixture
 def ring(server: Server) -> Iterator[KeyRing]:
-    """The keys of the server, which has none afterwards."""
+    """Yields the keys of the server, and removes all of them afterwards."""
     yield KeyRing(server.run.root)
     (server.run.root / "keys.json").unlink(missing_ok=True)
 
@@ -30,7 +30,7 @@ def asked(url: str, key: str, body: dict[str, Any] = ASK) -> httpx.Response:
     return httpx.post(f"{url}/v1/completions", json=body, headers={"Authorization": f"Bearer {key}"}, timeout=60)
 
 
-def test_both_answer_for_the_same_models(server: Server) -> None:
+def test_both_gateways_answer_for_the_same_models(server: Server) -> None:
     replies = [httpx.post(f"{url}/v1/completions", json=ASK, timeout=60) for url in (server.url, server.other_url)]
     assert [reply.status_code for reply in replies] == [200, 200]
     assert len({reply.headers["x-triptych-weights"] for reply in replies}) == 1

@@ -49,7 +49,7 @@ class WithLoss(nn.Module):
         return self.model.generate(**settings)
 
 
-class FSDPModule(nn.Module):
+class ShardedModel(nn.Module):
     """A model whose forward pass is any function of it: FSDP gathers its parameters around each call.
 
     With several workers, every one calls the same functions in the same order.

@@ -103,7 +103,7 @@ def standardized(rows: list[list[float]]) -> list[list[float]]:
 
 
 def expected_advantages(name: str, hand: Hand) -> list[list[float]]:
-    """The advantage of every drawn token, by the equations of each paper."""
+    """Returns the advantage of every drawn token, by the equations of each paper."""
     if name in ("grpo", "dapo", "gspo"):  # Shao et al. 2024, section 4.1.2: (r - mean) / std
         groups = [[REWARDS[j] for j in others(i)] for i in range(6)]
         scores = [(REWARDS[i] - np.mean(group)) / (np.std(group) + 1e-4) for i, group in enumerate(groups)]
@@ -131,7 +131,7 @@ def expected_advantages(name: str, hand: Hand) -> list[list[float]]:
 
 
 def expected_loss(name: str, hand: Hand, clip: Clip) -> tuple[float, torch.Tensor, int]:
-    """The loss, its derivative by every log-probability, and how many tokens were clipped."""
+    """Returns the loss, its derivative by every log-probability, and how many tokens were clipped."""
     loss, gradient, clipped = 0.0, torch.zeros(6, WIDTH, dtype=torch.float64), 0
     whole = name in ("rloo", "gspo")
     for i, advantages in enumerate(expected_advantages(name, hand)):

@@ -1,4 +1,4 @@
-"""How far a policy may go."""
+"""Limits on a policy, and the messages when one is breached."""
 
 from actors.algorithms import guardrails
 from actors.algorithms.guardrails import breach, has_limits, is_within
@@ -6,7 +6,7 @@ from cluster.recipe.rlhf.regularization import Stop
 from tests.helpers import rlhf
 
 
-def test_limits_are_named_and_none_is_set_unless_asked():
+def test_a_breached_limit_is_named_and_no_limit_is_set_by_default():
     figures = {"kl_sequence": 5.0, "entropy": 0.01, "repetition": 0.4}
     assert breach(figures, rlhf()) is None
     assert "entropy was 0.010 nats a token, and rlhf.stop.min_entropy is 0.02" in (

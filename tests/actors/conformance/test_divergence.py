@@ -17,7 +17,7 @@ UNBOUNDED = Importance(max=1e9)
 
 
 def table(seed: int, scale: float = 0.7) -> Tensor:
-    """Logits of the first token, and of the second after each first one."""
+    """Returns logits of the first token, and of the second after each first one."""
     return scale * torch.randn(1 + TOKENS, TOKENS, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
@@ -45,7 +45,7 @@ def expected_gradient(
 
 
 def divergence_gradient(policy: Tensor, reference: Tensor) -> Tensor:
-    """∇ KL(π, ρ) of whole answers."""
+    """Computes ∇ KL(π, ρ) of whole answers."""
     logits = policy.clone().requires_grad_()
     own, other = logprobs_of(logits)[0].sum(1), logprobs_of(reference)[0].sum(1)
     (gradient,) = torch.autograd.grad((own.exp() * (own - other)).sum(), logits)
@@ -74,7 +74,7 @@ def test_k2_follows_the_divergence_of_each_token_with_those_before_it_given():
     reached = torch.cat([torch.ones(1), own[0].exp().detach() * torch.tensor([0.0, 1.0, 1.0])])
     (exact,) = torch.autograd.grad((reached * tokens).sum(), logits)
     assert torch.allclose(expected_gradient("k2", policy, reference, policy, UNBOUNDED), exact, atol=1e-12)
-    # Which is another than that of the answers: a token decides which ones follow.
+    # The gradient over whole answers differs: there a token also decides which ones follow.
     assert not torch.allclose(exact, divergence_gradient(policy, reference), atol=1e-3)
 
 
@@ -102,7 +102,7 @@ def test_importance_weights_correct_the_gradient_at_a_token_that_other_weights_d
 
 @pytest.mark.parametrize("length", [1, 1024, 16_384])
 def test_importance_weights_do_not_fade_with_length(length: int):
-    # Two policies 0.034 nats a token apart. A weight's mean is 1, and of the product of an answer's it would be lost.
+    # Two policies 0.034 nats a token apart. A token's weight has the mean 1; the product over an answer would vanish.
     chance = torch.Generator().manual_seed(length)
     gap, answers = 0.034, max(1, 65_536 // length)
     scale = math.sqrt(2 * gap)

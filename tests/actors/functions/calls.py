@@ -13,23 +13,24 @@ COUNT = 3
 
 
 def doubled(question: RewardInput, answer: str) -> float:
-    """Twice the number that the answer is; prints, which must not disturb the protocol."""
+    """Returns twice the number that the answer is; prints, which must not disturb the protocol."""
     print("called with", answer)
     return 2 * float(answer)
 
 
 def length(question: RewardInput, answer: str) -> float:
-    """The number of characters of the answer and of messages before it."""
+    """Returns the number of characters of the answer and of messages before it."""
     return len(answer) + len(question.messages)
 
 
 def calls_a_tool(question: RewardInput, answer: str) -> bool:
-    """Whether the answer has the special token that begins calls of tools."""
+    """Tells whether the answer has the special token that begins calls of tools."""
     return "[TOOL_CALLS]" in question.raw_answer
 
 
 def signed(question: RewardInput, answer: str) -> float:
-    """The answer, a number, and behind the point whose process was asked; slow, so that a kill comes in its midst."""
+    """Returns the answer, a whole number, plus the id of the parent process over 1e9; slow, so that a kill interrupts
+    it."""
     time.sleep(0.5)
     return int(answer) + os.getppid() / 1e9
 
@@ -41,7 +42,7 @@ def slow(question: RewardInput, answer: str) -> bool:
 
 
 async def waits(question: RewardInput, answer: str) -> float:
-    """Takes a while, in which others are called."""
+    """Takes a while, during which other calls are made."""
     await asyncio.sleep(0.25)
     return 0.5
 
@@ -58,7 +59,7 @@ grader = Grader()
 
 
 class WordlessError(Exception):
-    """Cannot say what was wrong."""
+    """An exception whose text cannot be had."""
 
     def __str__(self) -> str:
         raise RuntimeError

@@ -57,7 +57,7 @@ class Unsound:
 
 
 def fails_once(question: RewardInput, answers: list[str]) -> str | None:
-    """A function that fails the first time it is called."""
+    """Fails the first time that it is called."""
     if not hasattr(fails_once, "called"):
         fails_once.called = True  # type: ignore[attr-defined]
         raise ConnectionError("not yet")

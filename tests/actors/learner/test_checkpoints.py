@@ -42,7 +42,7 @@ def test_a_kill_while_a_checkpoint_is_written_loses_nothing(folders, tmp_path: P
     assert state is not None
     assert (state["step"], again.version) == (3, 1)
     assert checkpoints_in(tmp_path) == [(1, first)]
-    # Of what the kill left, nothing is in the way of the step that is done again.
+    # The half-written checkpoint is not in the way when the step is repeated.
     again.step(PROMPTS, samples(again), REWARDS)
     again.save(tmp_path, {"step": 4})
     for name, value in make_restored(folders, tmp_path).weights().items():

@@ -1,4 +1,4 @@
-"""On-policy distillation: gradients against closed forms, and a student that comes to its teacher."""
+"""On-policy distillation: gradients against closed forms, and a student that approaches its teacher."""
 
 from pathlib import Path
 
@@ -25,13 +25,13 @@ TEACHER_NOISE = 0.04
 
 @pytest.fixture(scope="module")
 def student_and_teacher(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A student, and its teacher."""
+    """Returns the folders of a student and of its teacher."""
     root = tmp_path_factory.mktemp("distill")
     torch.manual_seed(3)
     model = build(SHAPE, 0, end_of_turn=4, padding=0)
     for name in ("teacher", "student"):
         with torch.no_grad():
-            # Distributions of a few tokens, which the student has otherwise.
+            # Peaked distributions, which are not the student's.
             for parameter in model.parameters():
                 if parameter.ndim == 2:
                     parameter.mul_(8 if name == "teacher" else 1).add_(TEACHER_NOISE * torch.randn_like(parameter))
@@ -69,7 +69,7 @@ def drawn(learner: Learner, count: int, seed: int) -> list[list[Sample]]:
 
 @torch.no_grad()
 def reverse_kl(policy: torch.nn.Module, teacher: torch.nn.Module, groups: list[list[Sample]]) -> float:
-    """KL(π ‖ teacher) in nats a token, over the whole vocabulary in float64, at the prefixes of the answers."""
+    """Computes KL(π ‖ teacher) in nats a token, over the vocabulary in float64, at the prefixes of the answers."""
     found = []
     for prompt, group in zip(PROMPTS, groups, strict=True):
         ids = torch.tensor([prompt.token_ids + sample.token_ids for sample in group])
@@ -102,7 +102,7 @@ def test_the_expected_gradient_is_that_of_the_reverse_divergence():
     logits.requires_grad_()
     own, teacher = logits.log_softmax(0), other.log_softmax(0)
     (expected,) = torch.autograd.grad((own.exp() * (own - teacher)).sum(), logits, retain_graph=True)
-    # Every token as an answer, with the weight that it is drawn with.
+    # Every token of the vocabulary as an answer, weighted by its probability.
     rewards = -(own - teacher).detach()
     advantages, returns = algorithm_named("distill").targets(
         type("Batch", (), {"completion_mask": torch.ones(9, 1, dtype=torch.bool)})(), rewards.unsqueeze(1), None

@@ -1,4 +1,4 @@
-"""A learner that is spread over workers does what one alone does."""
+"""A learner of two workers takes the steps of a learner of one."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

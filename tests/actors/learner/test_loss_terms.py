@@ -50,7 +50,7 @@ def test_every_option_has_its_term_in_the_loss(folders):
     assert figures["loss"] == pytest.approx(total / 11, abs=1e-5)
 
 
-def test_the_only_update_needs_no_pass_of_its_own_for_the_ratio(folders):
+def test_a_single_update_computes_the_old_log_probabilities_itself(folders):
     # With the divergence in the reward, the log-probabilities are needed, and made, before the update.
     once, before = (make(folders, kl_charged_in=place, kl_coefficient=1e-9) for place in ("loss", "reward"))
     drawn = samples(once)
@@ -64,7 +64,7 @@ def test_the_only_update_needs_no_pass_of_its_own_for_the_ratio(folders):
     assert figures[0]["behavior_gap"] > 0.3
 
 
-def test_divergence_in_the_reward_is_the_whole_answers(folders):
+def test_a_divergence_in_the_reward_is_that_of_the_whole_answer(folders):
     # With equal rewards, what is left of an advantage is how much less an answer strayed than the prompt's other one.
     learner = make(
         folders, algorithm="dr_grpo", kl_charged_in="reward", kl_coefficient=0.5, max_tokens=8, minibatches=1
@@ -82,25 +82,25 @@ def test_divergence_in_the_reward_is_the_whole_answers(folders):
 
 
 @pytest.mark.parametrize("algorithm", ["dapo", "rloo"])
-def test_without_a_penalty_the_reference_is_not_held(folders, algorithm: str, tmp_path: Path):
+def test_without_a_penalty_the_reference_is_not_loaded(folders, algorithm: str, tmp_path: Path):
     learner = make(folders, algorithm=algorithm, kl_coefficient=0.0)
     assert learner.reference is None
     assert "reference" not in learner.sharded
     figures = learner.step(PROMPTS, samples(learner), REWARDS)
     assert not {"kl", "kl_sequence", "kl_k3"} & figures.keys()
-    # It is there for those who ask, and the policy that is kept beyond a limit is it.
+    # It is loaded on demand, and exported where no policy was measured to be within the limits.
     rows = [PROMPTS[0].token_ids + ANSWERS[0][0]]
     expected = make(folders, algorithm="grpo").logprobs(rows, [5], 1.0)
     assert learner.logprobs(rows, [5], 1.0, fine_tuned=True) == expected
     left = exported(learner, tmp_path / "left", within_limits=True)
     assert all(torch.equal(value, left[name]) for name, value in stored(folders[0]))
-    # A limit on the divergence needs it.
+    # With a limit on the divergence it is loaded after all.
     limited = make(folders, algorithm=algorithm, kl_coefficient=0.0, max_kl=9.0)
     assert abs(limited.step(PROMPTS, samples(limited), REWARDS)["kl_sequence"]) < 1e-5
 
 
 @pytest.mark.parametrize("lora", [None, LORA])
-def test_the_learner_still_knows_the_model_that_it_began_with(folders, lora: Lora | None):
+def test_the_learner_still_computes_the_model_that_it_began_with(folders, lora: Lora | None):
     learner = make(folders, lora=lora)
     rows, starts = [PROMPTS[0].token_ids + ANSWERS[0][0]], [5]
     before = learner.logprobs(rows, starts, 1.0)[0]
@@ -138,7 +138,7 @@ def test_length_is_correlated_with_reward_within_prompts_alone(folders):
     def length_correlation(groups: list[list[Sample]], rewards: list[list[float]]) -> float:
         return sample_metrics(groups, rewards)["length_correlation"]
 
-    # Answers of 3 and 2, and of 2 and 4 tokens; what one prompt's rewards are above the other's says nothing.
+    # Answers of 3 and 2, and of 2 and 4 tokens; differences between the two prompts do not count.
     assert length_correlation([first, second], [[1.0, 0.0], [10.0, 12.0]]) == pytest.approx(1)
     assert length_correlation([first, second], [[0.0, 1.0], [12.0, 10.0]]) == pytest.approx(-1)
     deviations = np.array([[0.5, -0.5, -1.0, 1.0], [0.5, -0.5, 1.0, -1.0]])

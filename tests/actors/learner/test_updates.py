@@ -109,7 +109,7 @@ def test_recomputed_activations_change_nothing(folders, settings: dict[str, obje
         assert figures[1][name] == pytest.approx(figures[0][name], rel=1e-5, abs=1e-7), name
 
 
-def test_adapters_learn_from_the_model_that_they_are_beside(folders, tmp_path: Path):
+def test_adapters_learn_and_are_compared_with_the_model_without_them(folders, tmp_path: Path):
     learner = make(folders, lora=LORA, algorithm="ppo")
     before = [total(learner, 0, a) for a in (0, 1)]
     kl = [learner.step(PROMPTS, samples(learner), REWARDS)["kl"] for _ in range(4)]
@@ -134,7 +134,7 @@ def test_in_bfloat16_it_learns_nearly_the_same_and_its_weights_stay_float32(fold
     fine, coarse = (make(folders, precision=precision, **settings) for precision in ("float32", "bfloat16"))
     drawn = samples(fine)
     expected, found = (learner.step(PROMPTS, drawn, REWARDS) for learner in (fine, coarse))
-    # What rounding to eight bits makes of log-probabilities of about -5.7.
+    # The error of rounding log-probabilities of about -5.7 to eight bits.
     assert expected["behavior_gap"] < 1e-5 < found["behavior_gap"] < 0.05
     assert found["entropy"] == pytest.approx(expected["entropy"], abs=0.05)
     for name in {"gradient_norm", "value_loss", "pretrain_loss"} & expected.keys():
@@ -170,7 +170,7 @@ def test_answers_that_were_cut_teach_nothing_where_they_are_masked(folders):
     assert figures["masked"] == 0.25
     assert plain.step(PROMPTS, [drawn[0], [drawn[1][0], cut[1][1]]], REWARDS)["masked"] == 0
     assert figures["gradient_norm"] > 0
-    # Of nothing but cut answers nothing is learned, not even by AdamW's momentum.
+    # From a batch of cut answers alone nothing is learned, not even by AdamW's momentum.
     before = weights_of(masked)
     figures = masked.step(PROMPTS, cut, REWARDS)
     assert (figures["masked"], figures["gradient_norm"], figures["version"]) == (1, 0, 2)

@@ -34,7 +34,7 @@ def model() -> LlamaForCausalLM:
 @pytest.mark.parametrize(
     ("size", "vocabulary", "wanted"), [("2.5M", 4096, 2.5e6), ("135M", 49152, 135e6), ("8B", 128256, 8e9)]
 )
-def test_the_dial_gives_a_shape_of_about_that_many_parameters(size: str, vocabulary: int, wanted: float):
+def test_a_size_gives_a_shape_of_about_that_many_parameters(size: str, vocabulary: int, wanted: float):
     shape = shape_of(Model(size=size, vocabulary=vocabulary))
     assert shape.parameters(vocabulary) == pytest.approx(wanted, rel=0.1)
     assert 40 <= shape.hidden / shape.layers <= 128
@@ -68,7 +68,7 @@ def test_a_seed_makes_the_same_weights_and_another_seed_makes_others():
 
 
 def losses_one_by_one(model: LlamaForCausalLM) -> Tensor:
-    """Cross-entropy of every document on its own, with transformers' own causal forward."""
+    """Computes the cross-entropy of every document on its own, with transformers' own causal forward."""
     losses = []
     for document in DOCUMENTS:
         ids = torch.tensor([document])

@@ -1,4 +1,4 @@
-"""What a model writes while it learns."""
+"""Continuations of held-out texts at checkpoints."""
 
 from pathlib import Path
 
@@ -47,7 +47,7 @@ def test_a_text_without_turns_is_cut_early_on():
 
 
 def greedy(model: torch.nn.Module, token_ids: list[int], end: int) -> list[int]:
-    """One text alone, one token at a time, without a cache."""
+    """Continues one text alone, one token at a time, without a cache."""
     written: list[int] = []
     while len(written) < TOKENS:
         with torch.no_grad():

@@ -41,7 +41,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Trained:
-    """A model with adapters and what trains it."""
+    """A model with adapters, and its optimizer."""
 
     def __init__(
         self, base: Path, seed: int = 7, rows: Sequence[int] = (), settings: Lora = Lora(rank=4, alpha=8)

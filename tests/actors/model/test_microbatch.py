@@ -43,7 +43,7 @@ PREFERENCES = [(name, adapters) for name in ("dpo", "kto") for adapters in (Fals
 
 
 def batch(seed: int = 5) -> pa.Table:
-    """Packed rows with uneven numbers of trained tokens; in rows 2 and 3 nothing is trained."""
+    """Returns packed rows with uneven numbers of trained tokens; in rows 2 and 3 nothing is trained."""
     chance = np.random.default_rng(seed)
     columns: dict[str, list] = {"input_ids": [], "document_ids": [], "loss_mask": []}
     for row in range(ROWS):
@@ -147,7 +147,7 @@ def worker(rank: int, folder: Path, finished: Barrier) -> None:
 
 @pytest.fixture(scope="module")
 def two_workers(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What two processes of a gloo group, with FSDP2, found in each case."""
+    """Returns the folder of the results of two processes of a gloo group, with FSDP2, in each case."""
     folder = tmp_path_factory.mktemp("gradients")
     finished = multiprocessing.get_context("spawn").Barrier(2)
     try:
@@ -254,7 +254,7 @@ def test_compiled_and_in_bfloat16_the_sum_and_its_gradients_are_the_same_but_for
 
 
 def head_and_states(tokens: int) -> tuple[torch.nn.Linear, Tensor, Tensor]:
-    """A head over 1,000 words, and states of width 8 with their targets."""
+    """Returns a head over 1,000 words, and states of width 8 with their targets."""
     torch.manual_seed(0)
     head = torch.nn.Linear(8, 1000, bias=False)
     return head, torch.randn(tokens, 8, requires_grad=True), torch.randint(1000, (tokens,))

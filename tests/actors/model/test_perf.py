@@ -1,4 +1,4 @@
-"""What the machine and the model are good for."""
+"""The operations of a token, a machine's rate and precision, and when compiling pays."""
 
 import shutil
 

@@ -27,7 +27,7 @@ def model(seed: int = 0):
 
 
 def moved(seed: int = 0, by: float = 0.05):
-    """The model of a seed after some training."""
+    """Makes the model of a seed and moves its weights, as some training would."""
     torch.manual_seed(9)
     policy = model(seed)
     with torch.no_grad():
@@ -54,7 +54,7 @@ def rows(count: int = 7) -> pa.Table:
 
 
 def log_ratios(policy, reference, table: pa.Table) -> torch.Tensor:
-    """log π / π_ref of both answers of each row, one sequence at a time, in float64 from the logits. [N, 2]."""
+    """Computes log π / π_ref of both answers of each row, one by one, in float64 from the logits. [N, 2]."""
     found = []
     for row in table.to_pylist():
         middle, start = row["lengths"][0], row["prompt_length"]
@@ -68,7 +68,7 @@ def log_ratios(policy, reference, table: pa.Table) -> torch.Tensor:
 
 
 def closed_form(name: str, ratios: torch.Tensor, table: pa.Table) -> torch.Tensor:
-    """The mean loss of the rows, as the papers write it."""
+    """Computes the mean loss of the rows, as the papers write it."""
     weights, good = torch.tensor(table["weight"].to_pylist(), dtype=torch.float64), table["good"].to_pylist()
     h = ratios[:, 0] - ratios[:, 1]
     if name == "kto":
@@ -106,7 +106,7 @@ def computed(name: str, policy, reference: Reference, table: pa.Table, micro: in
 
 
 def of_worker(name: str, adapters: bool, rank: int = 0, world: int = 1):
-    """Mean loss, metrics and gradients of the whole batch, as two workers, or one alone, compute them."""
+    """Computes mean loss, metrics and gradients of the whole batch, as one of two workers or as one alone."""
     policy, reference = moved(), Reference(None if adapters else model())
     if adapters:
         lora.add(policy, Lora(rank=2), seed=1)

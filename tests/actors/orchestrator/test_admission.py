@@ -25,7 +25,7 @@ def test_the_oldest_are_trained_on_first_and_of_one_version_those_that_finished_
     assert [group.name for group in finished.take(2)] == [0, 2]
 
 
-def test_a_step_waits_for_what_the_next_would_be_too_late_for():
+def test_a_step_waits_for_answers_for_which_the_next_would_be_too_late():
     finished: Finished[Drawn] = Finished()
     for _ in range(4):
         finished.add(Drawn(7))

@@ -1,4 +1,4 @@
-"""The loop of RLHF over rollout actors that exist only in time."""
+"""The loop of RLHF over rollout actors that exist only in simulated time."""
 
 import json
 import random
@@ -28,7 +28,7 @@ from tests.helpers import rlhf
 
 DEADLINE = 20.0
 STEPS = 12
-# How often the learner has the loop look for samples that have come while it learns.
+# How often the learner calls `meanwhile` in a step, by which the loop collects samples.
 LOOKS = 20
 PROMPTS = [Prompt(f"p{i}", [1]) for i in range(40)]
 # How often an actor dies or hangs in a call of each kind, or takes no weights and says that it did.
@@ -38,7 +38,7 @@ FORGETS: dict[Call, float] = {"start": 0.0, "pull": 0.01, "generate": 0.0}
 
 
 class KilledError(Exception):
-    """The driver, or the learner, is no more."""
+    """The driver or the learner was killed."""
 
 
 @dataclass
@@ -105,7 +105,7 @@ class Learner:
 
 @dataclass
 class Rewards:
-    """Are ready at a time, if nothing fails."""
+    """Rewards that are ready at a given time."""
 
     world: World
     due: float
@@ -254,7 +254,7 @@ def test_under_random_failures_every_prompt_is_trained_once_and_every_batch_is_f
 def rate_and_idle(
     actors: int, max_staleness: int, learner_seconds: float, reward_seconds: float = 0.0
 ) -> tuple[float, float]:
-    """Prompts a second of the loop, and the learner's idle share, with 16 prompts a step for every actor."""
+    """Returns prompts a second of the loop, and the learner's idle share, with 16 prompts a step for every actor."""
     settings = rlhf(prompts_per_step=16 * actors, samples_per_prompt=2, max_staleness=max_staleness)
     world = World(Latency(), random.Random(1))
     coordinator = world.coordinator(actors, DEADLINE)
@@ -305,7 +305,7 @@ def test_a_joiner_works_with_the_current_weights_in_the_step_after_it_is_up():
     assert loop.step(3)["rollout_seconds"] < 0.7 * before
 
 
-def test_a_step_tells_who_was_at_what_and_where_each_prompt_was():
+def test_the_trace_of_a_step_has_the_work_of_each_actor_and_the_way_of_each_prompt():
     # The second of two actors dies in its first call; another takes its place and its prompts.
     fates = iter(["well", "well", "well", "die"])
     settings = rlhf(prompts_per_step=8, samples_per_prompt=2, max_staleness=1)

@@ -37,7 +37,7 @@ class Rewards:
 def trained(
     actors: int, chance: int, killed: frozenset[int] = frozenset()
 ) -> tuple[list[list[PromptTurn]], Counter[str]]:
-    """The turns of each step's batch, and sums over the steps; a run that is killed goes on from the step before."""
+    """Returns the turns of each step's batch, and sums over the steps; a killed run goes on from the step before."""
     settings = rlhf(prompts_per_step=SIZE, samples_per_prompt=2, steps=STEPS)
     saved, steps, sums, step = Ledger(PROMPTS.values(), 1).state_dict(), [], Counter[str](), 0
     while step < STEPS:

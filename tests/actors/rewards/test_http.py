@@ -181,7 +181,7 @@ def test_a_reply_without_verdicts_is_a_failure(endpoint: Endpoint, status: int, 
 @pytest.mark.parametrize(
     ("value", "message"), [("NaN", "gave nan: it must be a finite number"), ("null", "gave None: it must be a number")]
 )
-def test_a_reward_that_is_none_is_asked_for_again_alone(endpoint: Endpoint, value: str, message: str):
+def test_a_reward_that_is_no_number_is_asked_for_again_alone(endpoint: Endpoint, value: str, message: str):
     without_one = (200, f'{{"rewards": [[1.0, {value}], [2.0]]}}')
     endpoint.reply = lambda body, before: lengths(body, 0) if before else without_one
     assert scored(endpoint) == [[1.0, 3.0], [2.0]]

@@ -68,7 +68,7 @@ def test_the_reward_of_an_environment_counts_by_its_weight_and_its_failure_for_a
     assert WeightedRewards([], PROMPTS, [group]).wait() == [[0.0, Failure("environment e raised"), 0.0]]
 
 
-def test_a_verdict_that_cannot_be_had_names_prompt_and_answer():
+def test_a_failed_verdict_names_prompt_and_answer():
     with function_reward(f"{CALLS}:unsound") as reward:
         ((first, failed),) = reward.score(PROMPTS, [[sample("x"), sample("nan")]], ASKED)
     assert first == 1.0
@@ -116,7 +116,7 @@ def test_checks_by_hand(check, right: str, answer: str, reward: int):
     assert check(RewardInput([], {"answer": right}), answer) == reward
 
 
-def test_a_check_without_a_right_answer_says_so():
+def test_a_check_without_a_right_answer_is_an_error():
     with function_reward("actors.rewards.builtin:same_text") as reward:
         ((failed,),) = reward.score(PROMPTS, [[sample("x")]], [RewardInput([], {})])
     assert "no field 'answer'" in failed.reason
@@ -205,12 +205,12 @@ def test_several_actors_share_a_step_and_one_that_is_killed_loses_nothing(ray_se
         answers, others = scored()
         assert answers == list(range(7))
         assert processes[0] not in others
-        # Whoever joins is asked once it has started; nobody waits for it, and nobody is asked who has gone.
+        # A new actor gets requests once it has started, without being waited for; one that is gone gets none.
         pool.resize(3)
         assert pool.size == 3
         wait_until(lambda: pool.settled, 180, "the third actor")
         assert len(set(scored()[1])) == 3
-        # Who has been asked answers first.
+        # Actors that are removed first answer their requests.
         asked = WeightedRewards([pool], prompts, groups)
         pool.resize(1)
         scores = [row[0] for row in asked.wait()]
@@ -290,7 +290,7 @@ def test_without_dynamic_sampling_every_prompt_stays():
     assert (len(batch.groups), batch.filtered) == (3, 0)
 
 
-def test_a_task_that_tells_nothing_apart_ends_the_run():
+def test_rewards_that_are_equal_for_every_prompt_end_the_run():
     scheduler = rollouts(names=4, size=3, reward=lambda _: [1.0, 1.0])
     with pytest.raises(StageError, match=r"samples of \d+ prompts in turn got one reward"):
         scheduler.scored_batch(0, dynamic=True)
@@ -300,7 +300,7 @@ def test_a_task_that_tells_nothing_apart_ends_the_run():
 FAILED = Failure("reward function f raised KeyError: 'x', for prompt 'p' and answer 'a'")
 
 
-def test_a_sample_without_a_verdict_is_left_out_and_booked():
+def test_a_sample_without_a_verdict_is_left_out_and_counted():
     scheduler = rollouts(names=3, size=3, reward=lambda _: [1.0, FAILED, 3.0, 0.0], count=4)
     batch = scheduler.scored_batch(0, dynamic=True)
     assert batch.rewards == [[1.0, 3.0, 0.0]] * 3
@@ -330,7 +330,7 @@ def test_a_prompt_with_too_few_verdicts_is_drawn_again_by_another_seed(verdicts:
     assert seeds[PromptTurn(0, "p0")] == seeds[PromptTurn(0, "p2")] == seeds[PromptTurn(0, "p1")][:1]
 
 
-def test_a_prompt_that_never_gets_verdicts_is_booked_as_failed_once():
+def test_a_prompt_that_never_gets_verdicts_is_recorded_as_failed_once():
     scheduler = rollouts(names=4, size=3, reward=lambda prompt: [FAILED, 1.0] if prompt.id == "p1" else [0.0, 1.0])
     batch = scheduler.scored_batch(0, dynamic=False)
     assert sorted(prompt.id for prompt in batch.prompts) == ["p0", "p2", "p3"]

@@ -73,7 +73,7 @@ def test_one_actor_draws_for_two_calls_at_once_and_each_gets_its_own(fleet: Flee
     draws: list[Span] = []
 
     def drawn() -> bool:
-        # A request ends, and is told of, after its samples have been handed over.
+        # The end of a request is recorded only after its samples have been handed over.
         draws.extend(span for span in fleet.take_spans() if span.what == "draw" and span.begin >= start)
         return sum(len(span.prompts) for span in draws) == 16
 

@@ -38,14 +38,14 @@ def named(function: object) -> str:
 
 @pytest.fixture(scope="module")
 def talkative(fleet: Fleet, tiny: Tiny, versions: Iterator[int]) -> Fleet:
-    """The shared fleet, with weights that end a turn after a few tokens."""
+    """Gives the shared fleet weights that end a turn after a few tokens."""
     fleet.load(next(versions), ending(tiny[1]).state_dict())
     return fleet
 
 
 def ending(model: LlamaForCausalLM) -> LlamaForCausalLM:
-    """The model with a longer row for the end token, which is likely after some tokens then, and impossible after
-    others."""
+    """Returns the model with a longer row for the end token, which is then likely after some tokens and impossible
+    after others."""
     other = LlamaForCausalLM(model.config).eval()
     other.load_state_dict(model.state_dict())
     with torch.no_grad():

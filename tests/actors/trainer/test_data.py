@@ -35,7 +35,7 @@ def test_the_stream_gives_every_row_once_an_epoch_from_any_position(tmp_path: Pa
 
 
 def large_shard(path: Path, rows: int, first: int) -> None:
-    """A shard as the corpus writes large ones, of rows of one length."""
+    """Writes a shard as the corpus writes large ones, of rows of one length."""
     length = -(-LARGE_SHARD_TOKENS // rows)
     ids = np.repeat(np.arange(first, first + rows, dtype=np.int32)[:, None], length, 1)
     write_shard(path, {"row_id": ids[:, 0], "input_ids": ids})

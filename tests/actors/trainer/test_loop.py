@@ -54,7 +54,7 @@ PLAN = Plan(2, 0, 8, HALF, HALF, HALF, HALF, HALF)
 
 
 def write_rows(path: Path, rows: int, seed: int) -> Shard:
-    """Packed rows of two documents and uneven padding."""
+    """Writes packed rows of two documents and uneven padding."""
     chance = np.random.default_rng(seed)
     input_ids, document_ids = [], []
     for _ in range(rows):
@@ -90,13 +90,13 @@ class DiesOnce(LanguageObjective):
 
 
 class Stops(LanguageObjective):
-    """Ends training before the step after so many."""
+    """Ends training after a number of steps."""
 
     def __init__(self, steps: int) -> None:
         self.left = steps
 
     def count(self, batch: Any) -> int:
-        # Those of one worker, or of one of two; held-out rows, which are counted too, are others together.
+        # Batches of one worker, or of one of two; those of held-out rows, which are counted too, have other sizes.
         if len(batch.input_ids) in (BATCH, BATCH // 2, BATCH - BATCH // 2):
             self.left -= 1
         if self.left < 0:
@@ -125,7 +125,7 @@ def train(root: Path, name: str, objective: LanguageObjective | None = None, **s
 def train_here(
     root: Path, name: str, objective: LanguageObjective | None = None, **settings: Any
 ) -> list[dict[str, Any]]:
-    """The same in this process, which spares the start of the workers."""
+    """Trains in this process, which spares the start of the workers."""
     return run_here(training_job(root, name, objective, **settings))
 
 
@@ -139,7 +139,7 @@ def run_here(job: TrainingJob) -> list[dict[str, Any]]:
 
 
 def failure_of(job: TrainingJob) -> str:
-    """Why training ended, as it was written down."""
+    """Returns the recorded reason why training ended."""
     failure = json.loads((job.out / SCRATCH / FAILURE).read_text())
     return f"{failure['kind']}: {failure['message']}"
 
@@ -248,7 +248,7 @@ def test_measuring_exporting_and_saving_have_deadlines_of_their_own(
 
 @pytest.mark.slow
 def test_the_best_checkpoint_is_kept(tmp_path: Path, ray_session: None):
-    # Tokens by chance: all that can be learned by heart is of no use for other rows.
+    # Random tokens: memorizing the trained rows does not help on the held-out ones.
     rows = train_here(tmp_path, "best", keep="best", epochs=12, learning_rate=0.01)
     best = best_checkpoint(rows, Training(keep="best"))
     assert best["step"] < rows[-1]["step"]
@@ -332,8 +332,8 @@ def waits_for_ever(tries: Path) -> tuple[Any, Any, Any]:
     raise AssertionError
 
 
-class ShortOfPatience(LoneWorker):
-    """A worker that waits for less long than whoever watches it: its imports alone take long on a busy machine."""
+class ShortDeadline(LoneWorker):
+    """A worker with a shorter deadline than its watcher's: its imports alone take long on a busy machine."""
 
     def train(self, job: TrainingJob) -> None:
         super().train(replace(job, deadline=3))
@@ -343,7 +343,7 @@ class ShortOfPatience(LoneWorker):
 def test_a_worker_that_waits_too_long_ends_with_what_it_waited_for(
     tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(pipelines.train, "LoneWorker", ShortOfPatience)
+    monkeypatch.setattr(pipelines.train, "LoneWorker", ShortDeadline)
     late = replace(training_job(tmp_path, "late"), make=partial(waits_for_ever, tmp_path / "tries"))
     with pytest.raises(StageError, match=r"^waited 3 s for a model to train \(cluster.deadline_minutes\); "):
         fit(late, PLAN, title="late")

@@ -34,7 +34,7 @@ CHANCE = np.random.default_rng(1)
 
 @pytest.fixture
 def rows(tmp_path: Path) -> pa.Table:
-    """The first rows of a shard: two documents and padding in each, as `sft` writes them."""
+    """Returns the first rows of a shard: two documents and padding in each, as `sft` writes them."""
     columns = {
         "input_ids": [CHANCE.integers(5, 300, 24).tolist() for _ in range(4)],
         "document_ids": [[0] * 9 + [1] * 11 + [-1] * 4] * 4,

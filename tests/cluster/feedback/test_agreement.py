@@ -28,7 +28,7 @@ def coincidences(units: Sequence[Sequence[int]], values: int) -> np.ndarray:
 
 
 def judged(prompts: int, people: int, answers: int, seed: int) -> list[Ranking]:
-    """Random rankings with ties, more alike than chance; not everybody ranks everything."""
+    """Makes random rankings with ties, more alike than chance; not everybody ranks everything."""
     chance = np.random.default_rng(seed)
     rows = []
     for prompt in range(prompts):

@@ -13,7 +13,7 @@ STRENGTHS = np.linspace(-1.2, 1.2, 10)
 
 
 def votes(seed: int, count: int, ties: float = 0.0, length_effect: float = 0.0) -> list[Vote]:
-    """Votes by the Bradley-Terry model, with random ties, and an effect of the length of answers."""
+    """Draws votes by the Bradley-Terry model, with random ties, and an effect of the length of answers."""
     chance = np.random.default_rng(seed)
     found = []
     for _ in range(count):

@@ -18,7 +18,7 @@ def test_resize_requests_add_up_and_keep_one_actor(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="at least 1"):
             request_resize(run, -5)
         assert take_resize_request(run) == 5
-        # Whatever else sizes the fleet from then on, nobody asks for five again.
+        # A request is taken once: it does not undo a later size of the fleet.
         assert take_resize_request(run) is None
         write_fleet_state(run, 1)
         assert request_resize(run, 1) == 2

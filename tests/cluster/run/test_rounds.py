@@ -58,14 +58,14 @@ def make_round(root: Path, said: str) -> None:
 
 
 def prepare(root: Path, action: str) -> None:
-    """Makes the run to which something is to be done."""
+    """Makes the run that an action is tried on."""
     make_round(root, "one")
     if action == "bring_back_the_first":
         second_round(root)
 
 
 def second_round(root: Path) -> None:
-    """What the command does that makes the second round: it completes what a kill cut short and does the rest."""
+    """Makes the second round as the command does: completes what a kill cut short, and does the rest."""
     run = RunFolder(root)
     for folder in CHAIN:
         run.recover(folder)

@@ -37,7 +37,7 @@ class Head:
 
 @pytest.fixture
 def head(monkeypatch: pytest.MonkeyPatch) -> Iterator[Head]:
-    """A Ray cluster with a token, isolated from other clusters on this machine."""
+    """Starts a Ray cluster with a token, isolated from other clusters on this machine, and yields its addresses."""
     monkeypatch.setenv("RAY_AUTH_TOKEN", uuid.uuid4().hex)
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
     # Sockets below it may have 107 characters.
@@ -67,7 +67,7 @@ def head(monkeypatch: pytest.MonkeyPatch) -> Iterator[Head]:
 
 @contextmanager
 def short_connections(port: int, seconds: float = 1.0) -> Iterator[int]:
-    """A proxy that ends every connection after a while; yields its port."""
+    """Runs a proxy that ends every connection after a while, and yields its port."""
 
     async def serve(proxy: asyncio.Future[int], ended: asyncio.Event) -> None:
         async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -23,7 +23,7 @@ from tests.helpers import DEMO
 
 
 def most_held(model: Model, rows: int, precision: str, recompute: bool, kind: str) -> float:
-    """GB that two steps of AdamW took at most, the first of one row, which leaves its state, the second of two
+    """Measures the GB that two steps of AdamW take at most: one of a single row, which leaves its state, and one of two
     micro-batches: of the GPU, or of the machine beside what the process held before there was a model."""
     device = torch.device(kind)
     before = 0.0 if device.type == "cuda" else psutil.Process().memory_info().rss / 1e9

@@ -15,7 +15,7 @@ from cluster.runtime.plan import Allocation, Node, Resources, make_plan
 
 
 def machines(*nodes: Node) -> Resources:
-    """A cluster of nodes, with memory for everything."""
+    """Returns a cluster of nodes, with memory for everything."""
     cores = max(node.cpus for node in nodes)
     return Resources(sum(n.cpus for n in nodes), int(cores), sum(n.gpus for n in nodes), 1000, 80, nodes)
 

@@ -21,7 +21,7 @@ OVERRIDES = [
 
 @pytest.fixture
 def laptop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe_path: Path) -> Path:
-    """A folder with a recipe, modules of one's own and small files, which is the current folder."""
+    """Makes a folder with a recipe, modules of one's own and small files, and enters it."""
     for name, text in {
         "own_rewards/__init__.py": "",
         "own_rewards/brief.py": "import json\nimport numpy\nfrom own_words import LONG\nfrom . import data",

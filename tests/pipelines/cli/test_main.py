@@ -18,7 +18,7 @@ from tests.helpers import free_port, triptych, triptych_here
 
 
 def tree(folder: Path) -> str:
-    """A hash of every name and byte below the folder."""
+    """Hashes every name and byte below the folder."""
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
         digest.update(str(path).encode() + (path.read_bytes() if path.is_file() else b""))

@@ -152,7 +152,7 @@ _LINES = 2
 
 
 def stories(language: str, count: int, sentences: int = 7) -> list[str]:
-    """Documents of some of the ten sentences in random order, on lines of two."""
+    """Returns documents of some of the ten sentences in random order, on lines of two."""
     draw = random.Random(language)
     join = "" if language in ("zh", "ja") else " "
     found = []

@@ -1,4 +1,4 @@
-"""What a task and the driver do grows no faster than the corpus."""
+"""The work of a task and of the driver grows no faster than the corpus."""
 
 import gzip
 import json
@@ -34,7 +34,7 @@ from pipelines.corpus.tokens.stage import TokenizePhase
 
 
 def phases(count: int) -> list[tasks.Phase]:
-    """Every phase over a number of parts."""
+    """Returns every phase over a number of parts."""
     files = tuple(Path(f"/corpus/part-{number:05d}.parquet") for number in range(count))
     parts = tuple(Part(file, "0" * 32, "source") for file in files)
     splits = tuple(

@@ -29,7 +29,7 @@ PUBLISHED = Rules(gopher_quality=GopherQuality(), gopher_repetition=GopherRepeti
 
 
 def prepare(source: Source, out: Path, **given: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The report of every split of a source, and the documents that are left."""
+    """Returns the report of every split of a source, and the documents that are left."""
     splits = tuple(plan_splits([source], 1))
     given = {"min_words": 2, "settings": MeasureSettings(), "excluded": out / "excluded", **given}
     phase = PreparePhase(splits, out / "prepared", out / "quarantine", **given)

@@ -1,4 +1,4 @@
-"""The whole stage on Ray: what comes out, that it is the same every time, and that a killed one goes on."""
+"""The whole stage on Ray: its output, which is the same every time, and how a killed one resumes."""
 
 import hashlib
 import json
@@ -47,7 +47,7 @@ def build(recipe: Recipe, folder: Path) -> dict:
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    """Of everything that a run makes but `stats.json`, which holds seconds."""
+    """Hashes every file of a run but `stats.json`, which holds seconds."""
     return {
         str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest()
         for file in sorted(folder.rglob("*"))
@@ -56,14 +56,14 @@ def hashes(folder: Path) -> dict[str, str]:
 
 
 def line_ids(path: Path) -> list[str]:
-    """The ids of the documents of a JSONL file that is a source: each has the byte where its line starts."""
+    """Returns the ids of the documents of a JSONL file that is a source: each has the byte where its line starts."""
     sizes = [len(line) for line in path.read_bytes().splitlines(keepends=True)]
     return [f"{path}:{path.name}:{start}" for start in accumulate(sizes[:-1], initial=0)]
 
 
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two files: 150 tales, then copies of five, near-copies of ten and three that break a rule; and 40 short notes."""
+    """Writes two files: 150 tales with copies of five, near-copies of ten and three that break a rule; and 40 notes."""
     rng = random.Random(11)
     folder = tmp_path_factory.mktemp("texts")
     vocabulary = ["".join(rng.choices("abcdefghijklmnop", k=rng.randint(3, 8))) for _ in range(300)]

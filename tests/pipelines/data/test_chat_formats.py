@@ -177,7 +177,7 @@ def test_layouts_are_counted(tmp_path: Path) -> None:
 
 
 def endless_conversations(seed: int) -> Iterator[dict[str, Any]]:
-    """A source that nobody can read to its end."""
+    """Yields conversations without end."""
     return ({"prompt": f"Question {number}?", "response": f"Answer {seed}."} for number in count())
 
 

@@ -41,7 +41,7 @@ def thumb(question: str, answer: str, good: bool, request: str) -> Thumb:
     return Thumb(request=request, caller="ann", model="policy", weights="w", messages=asked, answer=answer, good=good)
 
 
-def test_everything_that_people_do_becomes_rows(tmp_path: Path) -> None:
+def test_votes_thumbs_better_answers_and_rankings_become_rows(tmp_path: Path) -> None:
     chat = Chat(tiny_tokenizer())
     with open_feedback(f"sqlite:///{tmp_path / 'feedback.db'}") as database:
         ranked = ask(database, "w 1", "Capital of Peru?", TEXTS, "held_out")
@@ -63,7 +63,7 @@ def test_everything_that_people_do_becomes_rows(tmp_path: Path) -> None:
         database.save_thumb(thumb("Capital of Peru?", "Lima.", True, "r1"))
         database.save_thumb(thumb("Capital of Peru?", "Rome.", False, "r2"))
         judged = read_judgements(database)
-        # What is counted is what an export has.
+        # The counts are those of an export.
         for kind, number in exportable(database).items():
             assert export_file(database, kind, tmp_path / f"{kind}.jsonl").rows == number > 0
         made = people_rows(database, judged, {"w 1", "w 2"}, chat, 128, held_out_share=0.2)

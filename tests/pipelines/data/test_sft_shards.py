@@ -66,7 +66,7 @@ def shards(chats: ChatSource, model: Path, folder: Path, size: int, shard_tokens
 
 
 def documents(path: Path) -> list[tuple[list[int], list[bool]]]:
-    """The conversations in packed rows, unpacked again."""
+    """Unpacks the conversations of packed rows."""
     found = []
     for row in parquet.read_table(path).to_pylist():
         ids, numbers, mask = (np.array(row[name]) for name in ("input_ids", "document_ids", "loss_mask"))
@@ -94,7 +94,7 @@ def test_shards_do_not_depend_on_how_the_sources_are_cut_and_hold_each_conversat
         assert documents(tmp_path / "900" / name) == expected
 
 
-def test_what_a_task_is_sent_does_not_grow_with_the_number_of_tasks(model: Path, tmp_path: Path) -> None:
+def test_the_arguments_of_a_task_do_not_grow_with_the_number_of_tasks(model: Path, tmp_path: Path) -> None:
     (split,) = source_splits(source(tmp_path / "talk.jsonl"))
     render = RenderPhase((split,) * 10_000, tmp_path, model, CONTEXT, seed=1)
     pack = PackPhase(tuple(shard_parts(10**8, 10**11, 10, 10**7)), tmp_path, tmp_path, tmp_path, CONTEXT, 0)
@@ -104,7 +104,7 @@ def test_what_a_task_is_sent_does_not_grow_with_the_number_of_tasks(model: Path,
     assert (render.only(9999).output(0), pack.only(9999).path(0)) == (render.output(9999), pack.path(9999))
 
 
-def test_what_the_template_cannot_write_is_kept_with_its_place(model: Path, tmp_path: Path) -> None:
+def test_conversations_that_the_template_cannot_write_are_kept_with_their_place(model: Path, tmp_path: Path) -> None:
     calls = [
         {"role": "user", "content": "What?"},
         {"role": "assistant", "content": "a"},

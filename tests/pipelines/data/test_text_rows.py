@@ -27,7 +27,7 @@ def shard(path: Path, first: int, rows: int, mask: bool) -> Path:
 
 @pytest.fixture
 def phase(tmp_path: Path) -> TextRowsPhase:
-    """Three shards of conversations, and two of the corpus with five rows each."""
+    """Returns three shards of conversations, and two of the corpus with five rows each."""
     chats = tuple(shard(tmp_path / "chats" / f"{rows}.parquet", 0, rows, mask=True) for rows in (6, 3, 3))
     for number, first in enumerate((100, 200)):
         shard(tmp_path / "text" / f"shard-0000{number}.parquet", first, 5, mask=False)

@@ -101,7 +101,7 @@ def test_the_guides_sentences_are_in_the_exam_word_for_word() -> None:
 
 
 def answering(answer: Callable[[Question], str]) -> dict[str, float]:
-    """The figures of a model that gives these answers."""
+    """Returns the figures of a model that gives these answers."""
     given = [GradedAnswer(one, text, True, is_right(one, text)) for one in EXAM.questions for text in [answer(one)]]
     return {name: figure.value for name, figure in exam_figures(EXAM, given).items()}
 

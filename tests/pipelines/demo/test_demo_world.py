@@ -39,7 +39,7 @@ REFUSAL = "I cannot help with that. It would hurt people."
 
 @pytest.fixture(scope="module", params=SEEDS)
 def turns(request: pytest.FixtureRequest) -> tuple[int, list[dict[str, str]]]:
-    """A seed with every message that a stage trains on or shows to annotators."""
+    """Returns a seed with every message that a stage trains on or shows to annotators."""
     seed = request.param
     found = [turn for talk in read_conversations(CHATS, seed).messages for turn in talk]
     return seed, found + [turn for prompt in read_prompts(PROMPTS, seed) for turn in prompt.messages]

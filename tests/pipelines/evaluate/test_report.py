@@ -84,7 +84,7 @@ def _trust(hostile: bool) -> dict[str, Any]:
 
 
 def _rewarded(hostile: bool) -> list[dict[str, Any]]:
-    """Prompts 0 to 19, whose rewards change by -10 to 9."""
+    """Returns prompts 0 to 19, whose rewards change by -10 to 9."""
     text = HOSTILE if hostile else "Yes."
     return [
         {

@@ -32,7 +32,7 @@ def chat() -> Chat:
 
 
 def rows(chat: Chat, people: int = 1, best: str = "The capital is {}.") -> list[dict[str, Any]]:
-    """Prompts with a good, a mediocre and a bad answer, ranked in that order by everyone."""
+    """Returns prompts with a good, a mediocre and a bad answer, ranked in that order by everyone."""
     texts = {
         f"p{number}": [best.format(subject), f"Perhaps it is {subject}, or another one.", "?"]
         for number, subject in enumerate(SUBJECTS)

@@ -68,7 +68,7 @@ def _pairs(both: int, gained: int, lost: int, neither: int) -> tuple[list[bool],
 
 
 def _score_squared(gained: int, lost: int, n: int, delta: float) -> float:
-    """Tango's statistic from its definition: the most likely shares are searched for, not solved for."""
+    """Computes Tango's statistic from its definition: the most likely shares are searched for, not solved for."""
     rest = n - gained - lost
 
     def minus_log_likelihood(share: float) -> float:

@@ -69,7 +69,7 @@ def test_every_row_is_read_once_before_any_again() -> None:
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished corpus of one shard, and a target of two texts like it."""
+    """Returns a finished corpus of one shard, and a target of two texts like it."""
     folder, draw = tmp_path_factory.mktemp("corpus"), random.Random(4)
     words = ["".join(draw.choices("abcdefghijklm", k=draw.randint(3, 8))) for _ in range(100)]
     texts = [" ".join(draw.choices(words, k=100)) for _ in range(30)]

@@ -1,4 +1,4 @@
-"""A run with one round and its judgements, and work of the loop that is done in no time."""
+"""A run with one round and its judgements, and a stand-in for the loop's work that takes no time."""
 
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -19,7 +19,7 @@ SETTINGS = Loop(minimum_new=2)
 
 
 def judge(root: Path, *people: str) -> None:
-    """Has people rank the one prompt."""
+    """Stores a ranking of the run's one prompt by each of some people."""
     with open_feedback(RunFolder(root).feedback_url) as database:
         if not database.prompts():
             database.add_prompts([FeedbackPrompt(id="p", messages=[{"role": "user", "content": "?"}], split="train")])
@@ -30,12 +30,13 @@ def judge(root: Path, *people: str) -> None:
 
 
 class ScriptedWork(AbstractContextManager["ScriptedWork"]):
-    """Fills the folders of the stages as a round does; fails a test that has a stage done again.
+    """Fills the folders of the stages as a round does; fails a test in which a stage runs twice.
 
     Args:
         root: the run folder.
-        said: what is in the folders, the name of the round.
-        passed: whether gates and comparison pass.
+        said: the content of every folder, which is the name of the round.
+        gates: whether the gates pass.
+        better: whether the comparison passes.
     """
 
     def __init__(self, root: Path, said: str = "two", gates: bool = True, better: bool = True) -> None:
@@ -75,7 +76,7 @@ class ScriptedWork(AbstractContextManager["ScriptedWork"]):
 
 
 def first_round(root: Path) -> None:
-    """A run whose first round has two rankings, with three more since."""
+    """Makes a run whose first round has two rankings, and stores three more."""
     root.mkdir(exist_ok=True)
     judge(root, "ann", "bo")
     work = ScriptedWork(root, "one")
@@ -85,10 +86,10 @@ def first_round(root: Path) -> None:
 
 
 def one_round(root: Path) -> None:
-    """Does what the command does that makes the second round."""
+    """Makes the second round as the command does."""
     run_loop(SETTINGS, RunFolder(root), lambda: ScriptedWork(root), rounds=1, poll=0.0)
 
 
 def refused_round(root: Path) -> None:
-    """The same, where the gates stop it."""
+    """Tries the same, and the gates stop it."""
     run_loop(SETTINGS, RunFolder(root), lambda: ScriptedWork(root, gates=False), rounds=1, poll=0.0)

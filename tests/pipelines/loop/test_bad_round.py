@@ -50,7 +50,7 @@ class HereWork(StageWork):
 
 
 def judge(run: RunFolder, folder: Path, who: str, prompts: range, turned: bool = False) -> None:
-    """Has somebody rank the answers to some prompts."""
+    """Imports one person's rankings of the answers to some prompts, the worst answer first if `turned`."""
     rows = []
     for number in prompts:
         chance = random.Random(number)
@@ -66,7 +66,7 @@ def judge(run: RunFolder, folder: Path, who: str, prompts: range, turned: bool =
 
 @pytest.fixture
 def recipe(tmp_path: Path, ray_session: None) -> Recipe:
-    """A recipe whose first round is done: a reward model of Ann's rankings, and a policy that is not looked at."""
+    """Makes the first round of a recipe: a reward model of Ann's rankings, and a policy that no test examines."""
     (tmp_path / "chats.jsonl").write_text('{"question": "hi", "answer": "hello"}\n' * 8)
     (tmp_path / "recipe.yaml").write_text(RECIPE.format(run=tmp_path / "run", folder=tmp_path))
     recipe = load_recipe(tmp_path / "recipe.yaml")
@@ -98,14 +98,14 @@ def test_labels_that_are_turned_round_are_stopped_and_the_policy_stays(recipe: R
     assert (gates.decision, end.decision) == ("stopped", "kept")
     assert "agreement FAILS: the reward model of the round before orders" in gates.why
     assert "most against it is mal" in gates.why
-    # The new reward model agrees with what Mal said and was held out: what Ann said tells the two apart.
+    # On Mal's held-out rankings the new reward model is right; on Ann's it is worse than the one before.
     assert gates.figures["accuracy"]["passed"] is False
     assert run.require("reward").fingerprint == before
     assert Versions(run, "policy").live().weights == run.require("policy").weights
     assert kept_rounds(run.root) == [1, 2]
 
 
-def test_gates_let_pass_what_agrees_and_name_what_does_not() -> None:
+def test_gates_pass_a_reward_model_that_agrees_and_name_the_disagreement_of_another() -> None:
     def row(number: int, who: str, turned: bool = False) -> dict[str, Any]:
         ranks = [2, 1] if turned else [1, 2]
         return {"prompt_id": f"p{number}", "annotator": who, "ranks": ranks, "grades": None, "kind": None} | {

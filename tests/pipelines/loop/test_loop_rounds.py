@@ -98,7 +98,7 @@ def test_a_round_that_fails_is_set_aside_and_its_judgements_are_not_new_again(ro
     assert (live(root), content(root)) == ("one", whole("one"))
     assert kept_rounds(root) == [1, 2]
     assert judgement_changes(run, "preferences").total == 0
-    # A judgement that the round set aside saw changed, and the present one used, is no news either.
+    # A judgement that the present round used, and that had changed in the round set aside, is not new either.
     judge(root, "flo", "gus")
     run_loop(SETTINGS, run, lambda: ScriptedWork(root, "three"), rounds=1, poll=0.0)
     assert steps(root)[-1] == (3, "end", "promoted")
@@ -207,7 +207,7 @@ def test_a_policy_on_trial_takes_over_or_is_rolled_back_by_its_thumbs(root: Path
 
 
 def compared(root: Path, weights: tuple[str, str], won: bool | None, count: int) -> None:
-    """Has somebody vote on the answers of two versions on the compare page; None is a tie."""
+    """Stores votes of one person on answers of two versions, as the compare page does; a `won` of None is a tie."""
     with open_feedback(RunFolder(root).feedback_url) as database:
         for number in range(count):
             name = f"{COMPARED}{weights} {won} {number}"

@@ -27,7 +27,7 @@ END = 4
 
 
 def letters(question: RewardInput, answer: str) -> float:
-    """The share of lower-case letters; fails on one prompt."""
+    """Returns the share of lower-case letters; fails on one prompt."""
     if question.text == "question 9":
         raise ValueError("no verdict on nine")
     return sum(one.islower() for one in answer) / max(1, len(answer))

@@ -31,7 +31,7 @@ def recipe() -> Recipe:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    """A run with a tiny fine-tuned model, and answers to two prompts of each kind."""
+    """Returns a run with a tiny fine-tuned model, and answers to two prompts of each kind."""
     run = RunFolder(tmp_path_factory.mktemp("run"))
     write_tiny_model(run.path("sft"), 1, 4)
     with open_feedback(run.feedback_url) as database:

@@ -174,7 +174,7 @@ async def connection(port: int) -> socket.socket:
 
 
 def received(client: socket.socket) -> bytes:
-    """What comes until the answer "whole" or the end of the connection."""
+    """Returns the bytes received until the answer "whole" or the end of the connection."""
     data = b""
     with suppress(ConnectionError):
         while b"whole" not in data and (part := client.recv(1 << 16)):

@@ -38,7 +38,7 @@ async def measured(client: httpx.AsyncClient) -> dict[tuple[str, ...], float]:
     return {(s.name, *(value for _, value in sorted(s.labels.items()))): s.value for s in samples}
 
 
-async def test_every_answer_has_safe_headers_and_a_number(tmp_path: Path) -> None:
+async def test_every_response_has_safe_headers_and_a_request_id(tmp_path: Path) -> None:
     async with asking(GatewaySettings(tmp_path, weights={"parrot": "abc"})) as client:
         replies = [
             await client.get("/"),
@@ -102,7 +102,7 @@ async def test_values_that_json_cannot_hold_are_a_client_error(tmp_path: Path, p
             assert set(reply.json()["error"]) == {"message", "type", "param", "code"}
 
 
-async def test_an_error_tells_the_client_nothing_and_the_log_everything(tmp_path: Path) -> None:
+async def test_the_cause_of_an_error_is_in_the_log_and_not_in_the_response(tmp_path: Path) -> None:
     async with asking(GatewaySettings(tmp_path)) as client:
         reply = await client.post(ASK, json=prompt("fail"), headers={"X-Request-Id": "mine-1"})
     assert reply.json() == {
@@ -117,7 +117,7 @@ async def test_an_error_tells_the_client_nothing_and_the_log_everything(tmp_path
 
 
 @pytest.mark.parametrize("name", ["a\tb", "x" * 65, "a b", "é", '"', ""])
-async def test_a_number_that_could_do_harm_is_replaced(name: str) -> None:
+async def test_a_request_id_that_could_do_harm_is_replaced(name: str) -> None:
     async with asking(GatewaySettings()) as client:
         reply = await client.get("/health", headers={b"X-Request-Id": name.encode("latin-1")})
     assert reply.headers["x-request-id"] != name

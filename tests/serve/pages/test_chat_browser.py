@@ -28,7 +28,7 @@ def site(tmp_path: Path) -> Iterator[Site]:
 
 @contextmanager
 def chatting(browser: "api.Browser", site: Site) -> Iterator[tuple["api.Page", Callable[[str], None]]]:
-    """A browser session on the page, and a function that sends a message and waits for the answer."""
+    """Yields a browser session on the page, and a function that sends a message and waits for the answer."""
     context = browser.new_context()
     page = context.new_page()
     errors: list[str] = []

@@ -33,7 +33,7 @@ def site(tmp_path: Path) -> Iterator[Site]:
 
 @contextmanager
 def person(browser: "api.Browser", site: Site, name: str, width: int = 1280) -> Iterator["api.Page"]:
-    """A browser session, signed in on the compare page."""
+    """Yields a browser session, signed in on the compare page."""
     with open_page(browser, f"{site.url}/compare", site.database.add_annotator(name), width) as page:
         page.get_by_label("Your prompt to the models").wait_for()
         yield page

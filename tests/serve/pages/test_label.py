@@ -153,7 +153,7 @@ def test_a_page_that_is_behind_does_not_overwrite_and_a_repeated_save_changes_no
     assert save(ranks=[2, 1, 3, 4], seen=shown["created"], save="first-save") == 204
     assert save(ranks=[1, 2, 4, 3], seen=shown["created"], save="other-save") == 409
     assert database.judgements()[0].save_id == "first-save"
-    # Whoever does not say what they saw overwrites, as who chose to.
+    # A request without `seen` overwrites, as that of a person who chose to.
     del said["seen"]
     assert save(all_bad=True) == 204
     assert database.judgements()[0].all_bad

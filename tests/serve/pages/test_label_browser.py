@@ -45,7 +45,7 @@ def site(tmp_path: Path) -> Iterator[Site]:
 
 @contextmanager
 def person(browser: "api.Browser", site: Site, name: str, width: int = 1280) -> Iterator["api.Page"]:
-    """A browser session with the page open at its first prompt."""
+    """Yields a browser session with the page open at its first prompt."""
     with open_page(browser, site.url, site.database.add_annotator(name), width) as page:
         page.get_by_role("article").first.wait_for()
         yield page
@@ -92,7 +92,7 @@ def test_a_whole_ranking_by_keyboard_alone_with_a_reload_in_the_middle(browser: 
 
 
 def type_key(page: "api.Page", code: str, key: str, **more: int) -> None:
-    """A press of a key that the layout of this machine does not have."""
+    """Presses a key that the layout of this machine does not have."""
     event = {"code": code, "key": key, "bubbles": True, "cancelable": True, **more}
     page.evaluate("event => document.activeElement.dispatchEvent(new KeyboardEvent('keydown', event))", event)
 

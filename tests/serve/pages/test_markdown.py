@@ -20,7 +20,7 @@ HOSTILE = (
 
 
 def short(nodes: list[Node]) -> str:
-    """The elements as their names around what they hold."""
+    """Returns the elements as their names around their content."""
     return "".join(
         node if isinstance(node, str) else f"<{node['tag']}>{short(node['content'])}</{node['tag']}>" for node in nodes
     )

@@ -38,7 +38,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 @contextmanager
 def opened(browser: "api.Browser", url: str, width: int) -> Iterator["api.Page"]:
-    """A page that fails the test on any error in it and on any request to another origin."""
+    """Yields a page that fails the test on any error in it and on any request to another origin."""
     context = browser.new_context(viewport={"width": width, "height": 800})
     page = context.new_page()
     page.set_default_timeout(60_000)

@@ -1,4 +1,4 @@
-"""What a request may give a model to read: all that fits into the context passes, and nothing that cannot fit."""
+"""Limits on the size of a request: whatever may fit into the context passes, and nothing that cannot fit."""
 
 from typing import Any
 

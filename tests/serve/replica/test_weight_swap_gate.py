@@ -1,4 +1,4 @@
-"""The gate between requests and changes of the weights: who waits for whom, and which requests saw both versions."""
+"""The gate between requests and changes of the weights: which waits, and which requests saw both versions."""
 
 import asyncio
 

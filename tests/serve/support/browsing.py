@@ -37,7 +37,7 @@ class Site:
 
 @contextmanager
 def open_page(browser: "Browser", url: str, token: str, width: int = 1280) -> Iterator["Page"]:
-    """A browser session of its own, signed in with a token; any error in the page fails the test."""
+    """Yields a browser session of its own, signed in with a token; any error in the page fails the test."""
     context = browser.new_context(viewport={"width": width, "height": 800})
     page = context.new_page()
     page.set_default_timeout(60_000)

@@ -75,7 +75,7 @@ async def asking(
     name: str = "parrot",
     others: Mapping[str, Parrot] = MappingProxyType({}),
 ) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of a gateway over one model, and others."""
+    """Yields a client of a gateway over one model, and others."""
     app = gateway_app({name: model or Parrot(), **others}, settings)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     headers = {"Authorization": f"Bearer {key}"} if key else {}

@@ -64,7 +64,7 @@ class Scripted:
 
 
 def comparing(database: Feedback, *models: Scripted, on_trial: Callable[[], bool] = lambda: False) -> Middleware:
-    """The compare page over these models, assembled the same as in the gateway."""
+    """Returns the compare page over these models, assembled the same as in the gateway."""
     named = {model.name: model for model in models}
     weights = {name: f"weights of {name}" for name in named}
     meters = GatewayMetrics(weights)

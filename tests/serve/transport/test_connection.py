@@ -28,7 +28,7 @@ pytestmark = pytest.mark.anyio
 
 @pytest.fixture(params=[False, True], ids=["asyncio", "uvloop"])
 def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]:
-    """Ray Serve uses uvloop if it is installed."""
+    """Runs tests on uvloop and on asyncio: Ray Serve uses uvloop if it is installed."""
     return "asyncio", {"use_uvloop": request.param}
 
 
@@ -67,7 +67,7 @@ class Answers:
 
 
 async def listening() -> tuple[ReplicaListener, Address, "asyncio.Queue[GatewayConnection]"]:
-    """A listener, the address to connect to, and the connections as they come."""
+    """Returns a listener, the address to connect to, and a queue of the connections that are made."""
     listener, connections = ReplicaListener(), asyncio.Queue[GatewayConnection]()
     await listener.open("127.0.0.1")
     return listener, listener.address(connections.put_nowait), connections

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.anyio
 
 @pytest.fixture(params=[False, True], ids=["asyncio", "uvloop"])
 def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]:
-    """Ray Serve uses uvloop if it is installed."""
+    """Runs tests on uvloop and on asyncio: Ray Serve uses uvloop if it is installed."""
     return "asyncio", {"use_uvloop": request.param}
 
 

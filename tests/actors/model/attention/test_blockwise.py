@@ -18,13 +18,13 @@ from cluster.recipe.model import Model
 
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch):
-    """Several blocks of queries, and of rows, in a few tokens."""
+    """Makes blocks so small that a few tokens need several, of queries and of rows."""
     monkeypatch.setattr(blocks, "QUERIES", 3)
     monkeypatch.setattr(blocks, "WEIGHTS", 100)
 
 
 def tensors(rows: int, length: int, dtype: torch.dtype) -> list[Tensor]:
-    """Query, key and value of two heads, laid out as models have them."""
+    """Returns query, key and value of two heads, laid out as models have them."""
     generator = torch.Generator().manual_seed(0)
     made = [torch.randn(rows, length, 2, 4, generator=generator, dtype=torch.float64) for _ in range(3)]
     return [one.to(dtype).transpose(1, 2).requires_grad_() for one in made]
@@ -77,7 +77,7 @@ def test_bfloat16_errs_by_its_own_rounding(length: int):
 
 
 @pytest.mark.parametrize("heads", [4, 2])
-def test_a_model_that_trains_in_bfloat16_attends_so(heads: int, monkeypatch: pytest.MonkeyPatch):
+def test_a_model_that_trains_in_bfloat16_attends_by_blocks(heads: int, monkeypatch: pytest.MonkeyPatch):
     shape = Model(vocabulary=300, hidden=32, layers=3, heads=4, context=64)
     model = build(shape, 0, end_of_turn=4, padding=0)
     if heads != 4:

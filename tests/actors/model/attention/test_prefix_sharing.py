@@ -23,7 +23,7 @@ def model():
 
 
 def batch(order: list[int]) -> tuple[Tensor, Tensor, Tensor]:
-    """Ids, which were drawn, and groups, of the answers in that order."""
+    """Returns ids, completion mask and groups of the answers in that order."""
     rows = [(group, answer) for group, answers in enumerate(ANSWERS) for answer in answers]
     rows = [rows[index] for index in order]
     width = max(len(PROMPTS[group]) + len(answer) for group, answer in rows)
@@ -37,7 +37,7 @@ def batch(order: list[int]) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def rows_of(ids: Tensor, drawn: Tensor, groups: Tensor) -> SharedRows:
-    """The shared rows of the states that predict what was drawn."""
+    """Returns the shared rows of the states that predict the drawn tokens."""
     return share_prompts(ids, functional.pad(drawn[:, 1:], (0, 1)), drawn.int().argmax(1), groups)
 
 

@@ -22,7 +22,7 @@ CONVERSATION = [
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tokenizer in which every byte is a token, so that expected ids can be written down."""
+    """Writes a tokenizer in which every byte is a token, so that expected ids can be written down."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -49,7 +49,7 @@ def chat(folder: Path) -> Chat:
 
 
 def letters(chat: Chat, text: str) -> list[int]:
-    """One id a character, from the vocabulary and not from the tokenizer's own encoding."""
+    """Returns one id a character, from the vocabulary and not from the tokenizer's own encoding."""
     return [chat.tokenizer.get_vocab()[character.replace(" ", "Ġ")] for character in text]
 
 
@@ -151,7 +151,7 @@ STYLES = {
         "<|begin_of_text|>",
     ),
 }
-# Of which the template refuses some conversations.
+# Styles whose template refuses some conversations.
 STRICT = {
     "gemma": (GEMMA_2, "<end_of_turn>", ["<start_of_turn>"]),
     "qwen-3": (QWEN_3, "<|im_end|>", ["<|im_start|>"]),
@@ -222,7 +222,7 @@ def test_a_turn_ends_with_the_token_that_the_template_writes_and_not_with_the_en
     assert chat.end_of_turn_id == chat.tokenizer.convert_tokens_to_ids(end)
 
 
-def test_a_template_that_ends_some_turns_alone_is_refused(folder: Path):
+def test_a_template_that_ends_only_some_turns_is_refused(folder: Path):
     chat = styled(folder, "chatml")
     ends = "{% for m in messages %}{{ m['content'] }}{% if m['content'] != 'hello' %}<|im_end|>{% endif %}{% endfor %}"
     chat.tokenizer.chat_template = ends

@@ -42,7 +42,7 @@ Expected = dict[str, list[str] | str]
 
 
 def plain(end: str, before: str = "", after: str = "", **others: list[str] | str) -> Expected:
-    """What most templates give: the answers with the end, and no place for tools or reasoning."""
+    """Returns the results of most templates: the answers with the end, and no place for tools or reasoning."""
     hello, so = (f"{before}{answer}{after}{end}" for answer in ("hello", "so"))
     turns: Expected = {"single": [hello], "several": [hello, so], "system": [hello, so]}
     return {**turns, "tools": NO_TOOLS, "reasoning": NO_REASONING, **others}

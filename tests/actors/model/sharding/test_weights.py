@@ -31,7 +31,7 @@ from actors.model.optim import adamw
 from actors.model.reward_head import load_reward_model, with_new_head
 from actors.model.sharding import export
 from actors.model.sharding.export import export_shared
-from actors.model.sharding.fsdp import FSDPModule, WithLoss, gather_to_cpu, set_trained, shard, trained
+from actors.model.sharding.fsdp import ShardedModel, WithLoss, gather_to_cpu, set_trained, shard, trained
 from actors.model.sharding.weights import StoredWeights, empty_model, is_empty, refill
 from actors.objectives.lm import LanguageObjective
 from actors.rollout.weights import stored
@@ -47,7 +47,7 @@ ADAPTERS = TrainingLora(rank=4, alpha=8, dora=True)
 
 
 def write_model(folder: Path, tied: bool) -> None:
-    """A model whose vocabulary does not divide by two, in bfloat16 and in several files if it is not tied."""
+    """Writes a model whose vocabulary does not divide by two, in bfloat16 and in several files if it is not tied."""
     tokenizer = tiny_tokenizer(301)
     made = tiny_llama(1, len(tokenizer), tie_word_embeddings=tied, max_position_embeddings=64, initializer_range=0.3)
     made.generation_config.do_sample, made.generation_config.temperature = True, 0.5
@@ -93,7 +93,7 @@ CASES: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "reward": ("reward", load_reward_model),
     "new head": ("untied", with_new_head),
 }
-# Of those that are exported.
+# The cases that are exported, with the precision of their weights.
 PRECISIONS: dict[str, Precision] = {"untied": "float32", "adapted": "float32", "grown": "bfloat16"}
 
 
@@ -102,7 +102,7 @@ def sum_of_outputs(model: Any) -> Tensor:
 
 
 def losses_of_training(folder: Path, rank: int, workers: int) -> Tensor:
-    """The losses of four steps of AdamW, in float32."""
+    """Returns the losses of four steps of AdamW, in float32."""
     objective, rows = LanguageObjective(), batch()
     model = shard(WithLoss(causal_lm.load(folder), objective), workers, CPU).train()
     stepper = adamw(list(model.parameters()), 1e-3, 0.1)
@@ -123,7 +123,7 @@ def worker(rank: int, folder: Path, finished: Barrier) -> None:
     for name, (start, make) in CASES.items():
         made = make(folder / start)
         assert is_empty(made), name
-        sharded = FSDPModule(made, 2, CPU, nullcontext)
+        sharded = ShardedModel(made, 2, CPU, nullcontext)
         assert not is_empty(made), name
         found = gather_to_cpu(dict(made.named_parameters()), keep=rank == 0)
         output = sharded(sum_of_outputs)
@@ -153,7 +153,7 @@ def worker(rank: int, folder: Path, finished: Barrier) -> None:
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What two workers read in each case, and exported."""
+    """Returns the folder of the tensors that two workers read and exported in each case."""
     folder = tmp_path_factory.mktemp("shared")
     write_model(folder / "tied", True)
     write_model(folder / "untied", False)

@@ -1,4 +1,4 @@
-"""The coordinator, on actors that exist only in time."""
+"""The coordinator, on actors that exist only in simulated time."""
 
 import itertools
 import random
@@ -29,7 +29,7 @@ def test_an_actor_takes_the_newest_weights_published_while_it_was_busy(prompts: 
         coordinator.sync(weights_of(version), wait=False)
     coordinator.wait_synced()
     taken = [span for span in coordinator.take_spans() if span.what == "weights"]
-    # After the answers it is at, the last; at none, the first, and then the last.
+    # Busy, it takes the newest version after its answers; idle, it takes the first one and then the newest.
     assert len(taken) == pulled
     assert [member.version for member in coordinator.statuses()] == [4]
 
@@ -126,7 +126,7 @@ def test_a_prompt_that_no_actor_survives_is_given_up_and_ends_nothing_else():
     assert "rollout actors died over prompt q5: prompt q5: the actor was killed" in groups["q5"][0].failure
     # One for each halving of 32.
     assert coordinator.counters().deaths == 6
-    # Who needs every answer is told.
+    # `generate`, which needs every answer, raises.
     with pytest.raises(EngineError, match="died over prompt q5"):
         coordinator.generate(listed(6)[4:], SAMPLING)
 
@@ -215,7 +215,7 @@ def test_waits_on_a_closed_fleet_raise_an_error():
 
 
 def synced(versions: int, seconds_each: float) -> int:
-    """Has one actor take so many versions, each of which its first engine dies over; returns the number of deaths."""
+    """Makes one actor take so many versions, over each of which an engine dies first; returns the number of deaths."""
     pulls = itertools.count()
     world = World(
         Latency(), random.Random(1), lambda call: "die" if call == "pull" and next(pulls) % 2 == 0 else "well"
@@ -233,5 +233,5 @@ def test_engines_that_come_up_and_die_again_and_again_are_not_replaced_for_ever(
         EngineError, match="11 rollout actors of a fleet of 1 died within 60 minutes; the last: weights 11"
     ):
         synced(20, seconds_each=1.0)
-    # As many over a longer time is a cluster whose machines are taken away.
+    # As many deaths over a longer time are normal on a cluster whose machines are preempted.
     assert synced(20, seconds_each=600.0) == 20

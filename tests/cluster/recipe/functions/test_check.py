@@ -54,5 +54,5 @@ def test_a_function_that_cannot_be_used_is_refused_by_its_source(modules: None, 
         *("made:anything", "actors.checks:same_text", "math:sqrt", "pipelines.demo.rewards:longer"),
     ],
 )
-def test_what_the_source_does_not_rule_out_passes(modules: None, name: str) -> None:
+def test_functions_that_the_source_does_not_rule_out_pass(modules: None, name: str) -> None:
     check_function(name)

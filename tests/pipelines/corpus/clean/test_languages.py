@@ -57,13 +57,13 @@ def test_near_duplicates_are_found(language: str) -> None:
 
 
 def similarity(one: str, other: str) -> float:
-    """Jaccard similarity of the shingles."""
+    """Computes the Jaccard similarity of the shingles."""
     first, second = set(shingles(one)), set(shingles(other))
     return len(first & second) / len(first | second)
 
 
 def near(one: str, other: str) -> bool:
-    """Whether deduplication takes two documents for near-duplicates."""
+    """Tells whether deduplication takes two documents for near-duplicates."""
     signed = signatures([one, other])
     keys = band_keys(signed, rows_in_a_band(0.8))
     return bool((keys[:, 0] == keys[:, 1]).any() and (signed[0] == signed[1]).mean() >= least_agreement(0.8))

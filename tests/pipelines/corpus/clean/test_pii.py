@@ -84,7 +84,7 @@ In US12 3456 7890 1234 5678 90 there is no such thing.
 
 
 def labeled() -> tuple[str, dict[str, list[str]]]:
-    """The sentences without the marks, and the marked values of every kind."""
+    """Returns the sentences without the marks, and the marked values of every kind."""
     marks = re.findall(r"\{(\w+):([^}]*)\}", LABELED)
     values = {kind: [value.strip() for name, value in marks if name == kind] for kind in KINDS}
     return re.sub(r"\{\w+:([^}]*)\}", r"\1", LABELED), values

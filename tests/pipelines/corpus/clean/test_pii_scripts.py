@@ -87,7 +87,7 @@ LABELED = {
 
 
 def counted(text: str, kind: PersonalData) -> tuple[list[str], list[str], list[str]]:
-    """The values found that are marked, those that are not, and those marked and not found."""
+    """Returns the values found that are marked, those that are not, and those marked and not found."""
     right, wrong, missed = [], [], []
     for line in text.splitlines():
         marked = [value for name, value in re.findall(r"\{(\w+):([^}]*)\}", line) if name == kind]

@@ -152,7 +152,7 @@ class Corpus:
         similarity: float = 0.8,
         at_once: int = 0,
     ) -> list[tuple[int, int, int]]:
-        """(document, representative, status), in the order of the documents; of merged indexes if `at_once` is set."""
+        """Returns (document, representative, status) by document; from merged indexes if `at_once` is set."""
         own = self.index()
         earlier = previous_indexes(previous, self.rows)
         counts = [len(np.load(path / "facts.npy")) for path in earlier]
@@ -224,7 +224,7 @@ def test_precision_and_recall_at_a_jaccard_similarity_of_0_8(tmp_path: Path) -> 
 
 @pytest.fixture
 def three_of_a_kind() -> list[str]:
-    """Three texts that are alike, the second the longest, and one by itself."""
+    """Returns three texts that are alike, the second the longest, and one by itself."""
     rng = random.Random(3)
     base = random_text(rng, 200)
     return [" ".join(text) for text in (base, base + random_text(rng, 6), base[:-2], random_text(rng, 200))]

@@ -24,7 +24,7 @@ def clean_text(draw: random.Random, language: str = "en") -> str:
 
 
 def polluted_text(draw: random.Random) -> str:
-    """Half of it ordinary sentences, half of it offers."""
+    """Returns a text of ordinary sentences and offers, half of each."""
     return " ".join([*draw.sample(SENTENCES["en"], 2), *draw.choices(OFFERS, k=8)])
 
 

@@ -26,7 +26,7 @@ ALL = Rules(
 
 
 def reason(text: str, rules: Rules) -> str | None:
-    """Judged among others, so that a mix-up of documents shows."""
+    """Judges a text among others, so that a mix-up of documents shows."""
     _, signals = measure(["", "some other text", text, "and one more"], rules)
     return reasons_to_drop(signals, bounds(rules, 1))[2]
 
@@ -36,7 +36,7 @@ def signal(text: str, name: str, rules: Rules = REPETITION) -> float:
 
 
 def unlike(count: int) -> list[str]:
-    """Words of four letters, no two the same."""
+    """Returns words of four letters, no two the same."""
     letters = "bcdfghjklm"
     return [f"{letters[n // 100]}{letters[n // 10 % 10]}{letters[n % 10]}x" for n in range(count)]
 

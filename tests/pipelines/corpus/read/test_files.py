@@ -25,7 +25,7 @@ def given(path: Path | str, **settings: object) -> Source:
 
 
 def read(source: Source, size: int = 8 << 20) -> tuple[list[Document | BadRecord], int]:
-    """All records in order, and in how many splits they came."""
+    """Returns all records in order, and the number of splits."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sources, "SPLIT_BYTES", size)
         splits = plan_splits([source], 1)
@@ -37,7 +37,7 @@ def documents(source: Source) -> list[str]:
 
 
 def lines(rng: random.Random) -> bytes:
-    """Lines of every length from none up, with and without carriage returns, some broken, none at the very end."""
+    """Returns lines of every length from none up, with and without carriage returns, some broken, the last unended."""
     pieces = []
     for number in range(LINES):
         text = json.dumps({"text": f"{number} {'é' * rng.choice([0, 1, 7, 60])}"}, ensure_ascii=False).encode()

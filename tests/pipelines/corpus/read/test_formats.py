@@ -20,7 +20,7 @@ OBJECTS = [{"id": number, "text": text} for number, text in enumerate(TEXTS)]
 
 
 def read(path: Path, **settings: object) -> tuple[list[str], list[str]]:
-    """The texts of a source, and the reasons of its bad records."""
+    """Returns the texts of a source, and the reasons of its bad records."""
     source = Source.model_validate({"kind": "files", "path": str(path), **settings})
     items = [item for split in plan_splits([source], 1) for item in read_split(split)]
     return (

@@ -35,7 +35,7 @@ def texts_of(*recipe_sources: Source, seed: int = 1) -> list[str]:
 
 
 def read(path: Path) -> tuple[list[str], list[BadRecord]]:
-    """The texts of a file that can be read, and what stands for those that cannot."""
+    """Returns the texts of a file that can be read, and the bad records."""
     items = items_of(files(path))
     texts = [item.text for item in items if isinstance(item, Document)]
     return texts, [item for item in items if isinstance(item, BadRecord)]

@@ -46,7 +46,7 @@ def test_documents_are_repeated_by_position_to_the_nearest_token() -> None:
 
 @pytest.fixture
 def parts(tmp_path: Path) -> tuple[Mixture, list[np.ndarray]]:
-    """A source of two parts and one of a single part; some of the documents are dropped or held out."""
+    """Returns a source of two parts and one of a single part; some of the documents are dropped or held out."""
     rng = np.random.default_rng(4)
     parts, assignments, tokens = [], [], []
     for number, (source, size) in enumerate((("a", 200), ("a", 100), ("b", 150))):

@@ -253,7 +253,7 @@ def test_votes_between_models_are_no_rankings_of_answers(database: Feedback, tmp
     ]
 
 
-def test_what_json_cannot_hold_is_replaced_and_counted(database: Feedback, tmp_path: Path) -> None:
+def test_values_that_json_cannot_hold_are_replaced_and_counted(database: Feedback, tmp_path: Path) -> None:
     row = {"prompt": "a\ud800", "completions": ["b", "c"], "ranks": [1, 2], "score": float("nan"), "more": [1.5]}
     rows = [row, row | {"prompt": "a", "score": 1}]
     import_file(database, "lists", write(tmp_path / "in.jsonl", rows), "trial", "them", 0.15)

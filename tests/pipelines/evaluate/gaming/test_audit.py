@@ -64,7 +64,7 @@ def test_with_a_negative_weight_low_scores_are_rewarded():
     assert audited(functions.length, -1.0).honest == audited(functions.length).honest
 
 
-def test_a_reward_that_says_the_same_of_everything_is_not_told_to_be_gamed():
+def test_a_constant_reward_is_not_reported_as_gamed():
     audit = audited(lambda _, __: 1.0)
     assert audit.constant
     assert audit.paying == []

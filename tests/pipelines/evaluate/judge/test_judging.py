@@ -91,7 +91,7 @@ def test_without_people_a_judge_has_to_be_named(tmp_path: Path):
     assert compared(honest, tmp_path, people=[], accepted="coded")[0]["agreement"] is None
 
 
-def test_a_judge_without_verdicts_is_no_judge(tmp_path: Path):
+def test_a_judge_that_gives_no_verdicts_is_refused(tmp_path: Path):
     with pytest.raises(StageError, match="no verdict on 12 of 12 pairs"):
         compared(lambda _: "I like both [[A]] and [[B]]", tmp_path)
 
