@@ -69,7 +69,7 @@ class PairObjective:
         reference: of the log-ratios.
         beta: how strongly the policy is held to the reference.
         loss: the loss of a pair.
-        label_smoothing: the share of pairs that are taken to be labelled wrongly.
+        label_smoothing: the share of pairs that are taken to be labeled wrongly.
     """
 
     unit = "pairs"

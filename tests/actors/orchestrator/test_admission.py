@@ -12,23 +12,23 @@ from infra.bench.loops.simulation import Latency
 
 
 @dataclass(frozen=True)
-class Drawn:
+class OwnGroup:
     version: int
     name: int = 0
 
 
 def test_the_oldest_are_trained_on_first_and_of_one_version_those_that_finished_first():
-    finished: Finished[Drawn] = Finished()
+    finished: Finished[OwnGroup] = Finished()
     for version, name in ((2, 0), (1, 1), (2, 2), (0, 3), (1, 4)):
-        finished.add(Drawn(version, name))
+        finished.add(OwnGroup(version, name))
     assert [group.name for group in finished.take(3)] == [3, 1, 4]
     assert [group.name for group in finished.take(2)] == [0, 2]
 
 
 def test_a_step_waits_for_answers_for_which_the_next_would_be_too_late():
-    finished: Finished[Drawn] = Finished()
+    finished: Finished[OwnGroup] = Finished()
     for _ in range(4):
-        finished.add(Drawn(7))
+        finished.add(OwnGroup(7))
     settings = {"version": 7, "staleness": 1, "batch": 4}
     assert finished.may_train(4, begun={7: 4}, **settings)
     # Without it they would have to be trained on together with the four that are due in the next step.
@@ -43,7 +43,7 @@ def test_no_group_becomes_too_stale_in_any_order_of_finishing(seed: int):
     """A loop in which any prompt may take any time, with at most (staleness + 1) batches in work."""
     choose = random.Random(seed)
     staleness, batch = choose.randint(0, 4), choose.randint(1, 6)
-    finished: Finished[Drawn] = Finished()
+    finished: Finished[OwnGroup] = Finished()
     open_versions: list[int] = []
     for version in range(60):
         while True:
@@ -52,7 +52,7 @@ def test_no_group_becomes_too_stale_in_any_order_of_finishing(seed: int):
             if finished.may_train(batch, version, staleness, batch, Counter(open_versions)):
                 break
             if open_versions and choose.random() < 0.5:
-                finished.add(Drawn(open_versions.pop(choose.randrange(len(open_versions)))))
+                finished.add(OwnGroup(open_versions.pop(choose.randrange(len(open_versions)))))
         assert all(version - group.version <= staleness for group in finished.take(batch))
 
 

@@ -30,7 +30,7 @@ def most_held(model: Model, rows: int, precision: str, recompute: bool, kind: st
     plain, objective = build(model, 0, end_of_turn=4, padding=0).to(device), LanguageObjective()
     if recompute:
         plain.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    both, stepper = WithLoss(plain, objective).train(), adamw(list(plain.parameters()), 1e-3, 0.1)
+    both, optimizer = WithLoss(plain, objective).train(), adamw(list(plain.parameters()), 1e-3, 0.1)
     ids = torch.randint(5, model.vocabulary, (2 * rows, model.context)).numpy()
     # Two documents a row: attention takes a mask, as of most packed rows.
     documents = (ids * 0 + (np.arange(model.context) >= model.context // 2)).astype(np.int64)
@@ -40,8 +40,8 @@ def most_held(model: Model, rows: int, precision: str, recompute: bool, kind: st
             both, objective, part, part.num_rows * model.context, DataParallelRank(0, 1, rows, precision, device)
         )
         torch.nn.utils.clip_grad_norm_(both.parameters(), 1.0)
-        stepper.step()
-        stepper.zero_grad(set_to_none=True)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
     return peak_memory_gb(device) - before
 
 

@@ -105,13 +105,13 @@ def losses_of_training(folder: Path, rank: int, workers: int) -> Tensor:
     """Returns the losses of four steps of AdamW, in float32."""
     objective, rows = LanguageObjective(), batch()
     model = shard(WithLoss(causal_lm.load(folder), objective), workers, CPU).train()
-    stepper = adamw(list(model.parameters()), 1e-3, 0.1)
+    optimizer = adamw(list(model.parameters()), 1e-3, 0.1)
     total, own = objective.count(objective.collate(rows)), DataParallelRank(rank, workers, 2, "float32", CPU)
     losses = []
     for _ in range(4):
         loss, _ = sum_over_workers(*accumulate(model, objective, rows, total, own), own)
-        stepper.step()
-        stepper.zero_grad(set_to_none=True)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
         losses.append(loss)
     return torch.tensor(losses)
 

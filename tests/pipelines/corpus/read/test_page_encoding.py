@@ -19,12 +19,12 @@ def page(text: str, codec: str, meta: str = "") -> bytes:
     return f"<html><head>{meta}<title>t</title></head><body><p>{text * 3}</p></body></html>".encode(codec)
 
 
-@pytest.mark.parametrize("labelled", ["header", "meta", "no label"])
+@pytest.mark.parametrize("label_in", ["header", "meta", "no label"])
 @pytest.mark.parametrize("fault", ["none", "0xFF", "two", "cut"])
 @pytest.mark.parametrize("label", TEXTS)
-def test_one_bad_byte_is_one_replacement(label: str, fault: str, labelled: str) -> None:
+def test_one_bad_byte_is_one_replacement(label: str, fault: str, label_in: str) -> None:
     codec, text = TEXTS[label]
-    whole = page(text, codec, f'<meta charset="{label}">' if labelled == "meta" else "")
+    whole = page(text, codec, f'<meta charset="{label}">' if label_in == "meta" else "")
     place = whole.index(text[0].encode(codec)) + len(text[:5].encode(codec))
     bad = {
         "none": whole,
@@ -32,7 +32,7 @@ def test_one_bad_byte_is_one_replacement(label: str, fault: str, labelled: str) 
         "two": whole[:place] + b"\xff\xff" + whole[place:],
         "cut": whole[: len(whole) - len("</p></body></html>") - len(text[-1].encode(codec)) - 1],
     }[fault]
-    found = decoded(bad, label if labelled == "header" else None)
+    found = decoded(bad, label if label_in == "header" else None)
     wrong = found.count("\ufffd")
     assert wrong <= {"none": 0, "0xFF": 1, "two": 2, "cut": 1}[fault]
     # Russian has a letter at 0xFF.
