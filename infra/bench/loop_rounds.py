@@ -33,9 +33,10 @@ from cluster.run.folder import RunFolder
 from cluster.run.trail import Decision, open_round, read_trail
 from cluster.run.versions import Versions
 from infra.bench.rounds import kills
-from infra.bench.rounds.commands import command, label_page, wait_until
+from infra.bench.rounds.commands import POLL_SECONDS, command, label_page
 from infra.bench.rounds.person import Chatter, Person, sample
 from infra.bench.rounds.world import HELD_OUT, RULES, write_world
+from infra.bench.scenarios.command import wait_until
 from infra.bench.servers.start import free_port, own
 from pipelines.data.rankings import all_prompts
 from pipelines.evaluate.stats import paired_change
@@ -125,7 +126,7 @@ def first_round(bench: Bench) -> None:
                 ranked += person.rank(least - ranked)
             return process.poll() is not None
 
-        wait_until(is_done, bench.seconds, "the first round")
+        wait_until(is_done, "the first round", seconds=bench.seconds, poll_seconds=POLL_SECONDS)
         if process.returncode:
             raise SystemExit(f"`triptych run` ended with {process.returncode}: see {bench.log}")
     bench.keep(first_seconds=time.monotonic() - begin)
@@ -171,7 +172,7 @@ def rounds(bench: Bench) -> None:
                     chatter.rates = "trial" in open_round(read_trail(bench.run.root))
                     return bench.ended(number) is not None
 
-                wait_until(is_over, bench.seconds, f"the end of round {number}", loop)
+                wait_until(is_over, f"the end of round {number}", loop, bench.seconds, POLL_SECONDS)
                 print(*(one for one in read_trail(bench.run.root) if one.round == number), sep="\n", flush=True)
                 measure(bench, url, number)
         seen = chatter.seen

@@ -4,12 +4,11 @@ import contextlib
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from cluster.run.folder import RunFolder
-from infra.bench.scenarios.command import end_family
+from infra.bench.scenarios.command import end_family, wait_until
 from infra.bench.servers.start import answers, free_port
 
 STOP_SECONDS = 15.0
@@ -40,22 +39,5 @@ def label_page(run: RunFolder, log: Path) -> Iterator[str]:
     port = free_port()
     with command(log, "label", str(run.root), "--port", str(port)) as process:
         url = f"http://127.0.0.1:{port}"
-        wait_until(lambda: answers(f"{url}/label"), 180, "the label page", process)
+        wait_until(lambda: answers(f"{url}/label"), "the label page", process, 180, POLL_SECONDS)
         yield url
-
-
-def wait_until(
-    holds: Callable[[], bool], seconds: float, what: str, process: subprocess.Popen[bytes] | None = None
-) -> None:
-    """Waits until something holds.
-
-    Raises:
-        TimeoutError: it does not in time, or the process ends before; the message names what.
-    """
-    end = time.monotonic() + seconds
-    while not holds():
-        if process and process.poll() is not None:
-            raise TimeoutError(f"a command ended with {process.returncode} before {what}")
-        if time.monotonic() > end:
-            raise TimeoutError(f"waited {seconds:.0f} s for {what}")
-        time.sleep(POLL_SECONDS)

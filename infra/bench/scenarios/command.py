@@ -92,15 +92,25 @@ def copied(finished: Path, before: str = "rlhf") -> Iterator[RunFolder]:
         yield RunFolder(root)
 
 
-def wait_for(holds: Callable[[], bool], what: str, process: subprocess.Popen[bytes]) -> None:
-    """Raises a TimeoutError that names what was waited for, if the command ends before or it takes too long."""
-    end = time.monotonic() + SECONDS
+def wait_until(
+    holds: Callable[[], bool],
+    what: str,
+    process: subprocess.Popen[bytes] | None = None,
+    seconds: float = SECONDS,
+    poll_seconds: float = 0.01,
+) -> None:
+    """Waits until something holds.
+
+    Raises:
+        TimeoutError: it does not hold in time, or the process ends before; the message names `what`.
+    """
+    end = time.monotonic() + seconds
     while not holds():
-        if process.poll() is not None:
+        if process and process.poll() is not None:
             raise TimeoutError(f"the command ended with {process.returncode} before {what}")
         if time.monotonic() > end:
-            raise TimeoutError(f"waited {SECONDS:.0f} s for {what}")
-        time.sleep(0.01)
+            raise TimeoutError(f"waited {seconds:.0f} s for {what}")
+        time.sleep(poll_seconds)
 
 
 def _title(process: psutil.Process) -> str:

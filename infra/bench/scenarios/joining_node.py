@@ -17,7 +17,7 @@ from pathlib import Path
 from cluster.recipe.model import Cluster
 from cluster.run.metrics import read_metrics
 from cluster.runtime.session import connect
-from infra.bench.scenarios.command import SECONDS, RlhfCommand, copied, end_family, titled, wait_for, wrong_with
+from infra.bench.scenarios.command import SECONDS, RlhfCommand, copied, end_family, titled, wait_until, wrong_with
 from infra.bench.scenarios.outcome import Scenario, ScenarioOutcome, Settings
 
 STEPS = 60
@@ -77,17 +77,17 @@ def join_and_leave(command: RlhfCommand, address: str) -> tuple[float, float]:
     Raises:
         TimeoutError: the actor does not come to work, or the run does not go on.
     """
-    wait_for(lambda: command.steps() >= 2, "step 2", command.process)
+    wait_until(lambda: command.steps() >= 2, "step 2", command.process)
     with ray_node(f"--address={address}", f"--num-cpus={NODE_CPUS}") as node:
         # An actor that is added sooner goes to the first node, where there is room too.
         wait_until_it_joined(address, 2)
         begin = time.monotonic()
         fleet = [sys.executable, "-m", "pipelines", "fleet", str(command.run.root), "add", "1"]
         subprocess.run(fleet, check=True, timeout=60, stdout=subprocess.DEVNULL)
-        wait_for(lambda: bool(titled(node, DRAWS)), "the actor on the second node to draw", command.process)
+        wait_until(lambda: bool(titled(node, DRAWS)), "the actor on the second node to draw", command.process)
         joined, done = time.monotonic() - begin, command.steps()
     lost = time.monotonic()
-    wait_for(lambda: command.steps() > done, "the next step", command.process)
+    wait_until(lambda: command.steps() > done, "the next step", command.process)
     return joined, time.monotonic() - lost
 
 

@@ -32,6 +32,7 @@ from cluster.runtime.plan import Allocation, Plan
 from cluster.runtime.session import ENVIRONMENT, ROOT
 from infra.bench.loops.job import made_up_job, made_up_model, made_up_tokenizer
 from infra.bench.loops.rows import table
+from infra.bench.scenarios.command import wait_until
 from infra.bench.scenarios.outcome import Scenario, ScenarioOutcome, Settings
 from pipelines.train import fit, speed_metrics
 
@@ -66,12 +67,12 @@ def with_notice(cluster: Cluster, root: Path) -> ScenarioOutcome:
     plan = Plan(2, 0, 8, ONE, ONE, ONE, ONE, ONE)
     training = threading.Thread(target=fit, args=(job, plan, "training"), daemon=True)
     training.start()
-    wait_until(lambda: len(read_metrics(root)) > 2, "the third step")
+    wait_until(lambda: len(read_metrics(root)) > 2, "the third step", seconds=SECONDS, poll_seconds=0.1)
     cluster.add_node(num_cpus=2)
     command = [Path(sys.executable).with_name("ray"), "drain-node", "--address", cluster.address]
     command += ["--node-id", node.node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "a bench"]
     subprocess.run([*command, "--deadline-remaining-seconds", "30"], check=True)
-    wait_until(lambda: bool(checkpoints_in(root)), "the checkpoint of the notice")
+    wait_until(lambda: bool(checkpoints_in(root)), "the checkpoint of the notice", seconds=SECONDS, poll_seconds=0.1)
     cluster.remove_node(node, allow_graceful=False)
     training.join(SECONDS)
     rows = read_metrics(root)
@@ -95,7 +96,12 @@ def without_notice(cluster: Cluster, root: Path) -> ScenarioOutcome:
         begin = time.monotonic()
         cluster.remove_node(nodes[0], allow_graceful=False)
         groups = fleet.collect(PROMPTS, deadline=SECONDS)
-        wait_until(lambda: fleet.states() == [ActorState.READY] * 2, "the actor in its place")
+        wait_until(
+            lambda: fleet.states() == [ActorState.READY] * 2,
+            "the actor in its place",
+            seconds=SECONDS,
+            poll_seconds=0.1,
+        )
         seconds = time.monotonic() - begin
         versions = ray.get([handle.version.remote() for handle in fleet.handles()], timeout=SECONDS)
         checks = {
@@ -106,15 +112,6 @@ def without_notice(cluster: Cluster, root: Path) -> ScenarioOutcome:
             f"the weights are of versions {versions}": versions == [1, 1],
         }
     return ScenarioOutcome(seconds, wrong=[what for what, holds in checks.items() if not holds])
-
-
-def wait_until(holds: Callable[[], bool], what: str) -> None:
-    """Raises a TimeoutError that names what was waited for."""
-    end = time.monotonic() + SECONDS
-    while not holds():
-        if time.monotonic() > end:
-            raise TimeoutError(f"waited {SECONDS:.0f} s for {what}")
-        time.sleep(0.1)
 
 
 @dataclass(frozen=True)

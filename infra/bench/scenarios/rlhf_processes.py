@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import psutil
 
-from infra.bench.scenarios.command import SECONDS, STEPS, RlhfCommand, copied, wait_for, wrong_with
+from infra.bench.scenarios.command import SECONDS, STEPS, RlhfCommand, copied, wait_until, wrong_with
 from infra.bench.scenarios.outcome import Scenario, ScenarioOutcome, Settings
 
 # A fault comes once so many steps are done: there is a checkpoint by then.
@@ -52,8 +52,8 @@ class Fault:
         with copied(given.run) as run:
             command = RlhfCommand(run, given.log, self.settings)
             try:
-                wait_for(lambda: command.steps() >= self.after, f"step {self.after}", command.process)
-                wait_for(
+                wait_until(lambda: command.steps() >= self.after, f"step {self.after}", command.process)
+                wait_until(
                     lambda: len(command.found(self.title)) >= self.number,
                     f"{self.number} {self.title}",
                     command.process,
@@ -67,7 +67,7 @@ class Fault:
                     command.process.wait(SECONDS)
                     command.end()
                     command = RlhfCommand(run, given.log, self.settings)
-                wait_for(lambda: command.steps() > done, "the next step", command.process)
+                wait_until(lambda: command.steps() > done, "the next step", command.process)
                 seconds = time.monotonic() - begin
                 code = command.process.wait(SECONDS)
             finally:

@@ -15,7 +15,7 @@ from pathlib import Path
 from cluster.run.folder import RunFolder, file_fingerprint
 from cluster.run.layout import STAGES, Stage
 from cluster.run.metrics import EVENT_FILES, read_metrics
-from infra.bench.scenarios.command import copied, end_family, wait_for
+from infra.bench.scenarios.command import copied, end_family, wait_until
 from infra.bench.scenarios.outcome import Scenario, ScenarioOutcome, Settings
 
 SECONDS = 900.0
@@ -42,7 +42,7 @@ class KilledHalfway:
             command = [sys.executable, "-m", "pipelines", stage.name, str(run.recipe_path), f"run={run.root}"]
             with subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True) as process:
                 try:
-                    wait_for(lambda: run.partial_fingerprint(stage.folder) is not None, stage.name, process)
+                    wait_until(lambda: run.partial_fingerprint(stage.folder) is not None, stage.name, process)
                     time.sleep(whole / 2)
                     if process.poll() is not None:
                         raise RuntimeError(f"over with {process.returncode} before it was killed; see {given.log}")
