@@ -27,7 +27,7 @@ class CollectedPrompts:
     Names depend on the weights and the sampling, so that no ranking mixes answers of different ones.
 
     Attributes:
-        rows: for the database.
+        rows: the rows for the database, by id.
         token_ids: rendered, for the engines.
     """
 
@@ -71,9 +71,9 @@ def answer_variety(
     """Counts the different answers to each prompt of a round.
 
     Args:
-        database: which holds the answers.
-        prompts: of the round.
-        annotator: who ranks them; None for people, who cannot tell answers with the same text apart.
+        database: the database that holds the answers.
+        prompts: the prompts of the round.
+        annotator: the annotator who ranks them; None for people, who cannot tell answers with the same text apart.
         ends: the tokens that end a finished answer.
     """
     person = annotator is None
@@ -121,8 +121,8 @@ def wait_for_people(database: Feedback, prompts: CollectedPrompts, minimum: int,
     """Waits until people have made enough rankings of prompts whose answers differ.
 
     Args:
-        database: where their rankings arrive.
-        prompts: of the round.
+        database: the database that gets their rankings.
+        prompts: the prompts of the round.
         minimum: rankings to wait for.
         seconds: the longest wait.
 
@@ -158,8 +158,8 @@ def ranking_rows(
     Args:
         annotator: the synthetic one, or None.
         chat: the model's template.
-        database: with the answers, and the synthetic annotator's rankings.
-        prompts: of the round.
+        database: the database with the answers, and the synthetic annotator's rankings.
+        prompts: the prompts of the round.
         failures: counts the prompts that the annotator failed on.
         peoples: the judgements of people.
 

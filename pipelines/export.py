@@ -31,8 +31,8 @@ class ExportedModel:
         source: the folder of the model.
         files: the files that were written, by name.
         size: their bytes.
-        loss: of the model, in nats a token.
-        exported_loss: that of the exported files.
+        loss: the loss of the model, in nats a token.
+        exported_loss: the loss of the exported files, in nats a token.
         held_out: whether these are of held-out rows of the run; else they are of a row of the vocabulary.
     """
 
@@ -53,9 +53,9 @@ def export(
         source: a run folder, or a model's folder.
         out: a folder that is not there.
         form: safetensors with the tokenizer, as stages leave models, or one GGUF file.
-        precision: of the weights.
+        precision: the precision of the weights.
         shard_bytes: the most bytes of a file of safetensors; with several there is an index.
-        model: of a run: policy, dpo, sft or base; None for the last one trained.
+        model: the model of a run: policy, dpo, sft or base; None for the last one trained.
 
     Raises:
         UserError: there is no such model, `out` is there, or the model cannot be written in this format.

@@ -36,8 +36,8 @@ def write_gguf(model: Any, tokenizer: PreTrainedTokenizerBase, file: Path, preci
     """Writes a model, its tokenizer and its chat template to one file; vectors stay in float32.
 
     Args:
-        model: in float32.
-        precision: of the matrices.
+        model: the model, in float32.
+        precision: the precision of the matrices.
 
     Raises:
         UserError: the model or its tokenizer is of a kind that is not written.
@@ -95,7 +95,7 @@ def _word_splitting(fields: dict[str, Any]) -> str:
     """Returns llama.cpp's name for the way a tokenizer splits text into words.
 
     Args:
-        fields: of the tokenizer.json.
+        fields: the fields of the tokenizer.json.
 
     Raises:
         UserError: it has none, and would make other tokens of a text.

@@ -70,7 +70,7 @@ class BatchScorer:
     Args:
         model: the folder of the reward model.
         context: the most tokens of a prompt with its answer.
-        threads: for PyTorch.
+        threads: the number of threads for PyTorch.
     """
 
     def __init__(self, model: Path, context: int, threads: int) -> None:

@@ -93,7 +93,7 @@ def agreement(rankings: Sequence[Ranking], seed: int = 1) -> list[Agreement]:
 
     Args:
         rankings: judgements; those without ranks are left out.
-        seed: of the bootstrap.
+        seed: the seed of the bootstrap.
     """
     ranked = [row for row in rankings if row.ranks]
     prompts: dict[str, dict[str, Ranks]] = defaultdict(dict)
@@ -112,7 +112,7 @@ def reliability(judgements: Sequence[Ranking], repeats: Sequence[Repeat], seed: 
     Args:
         judgements: first judgements, with the expected rankings of gold items (by the annotator `GOLD`).
         repeats: second judgements.
-        seed: of the bootstrap.
+        seed: the seed of the bootstrap.
     """
     expected = {row.prompt_id: row.ranks for row in judgements if row.annotator == GOLD}
     first: dict[str, dict[str, Ranks]] = defaultdict(dict)

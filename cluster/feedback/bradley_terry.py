@@ -85,7 +85,7 @@ def ratings(
         control_length: let the difference in length explain part of the votes (the control of Dubois et al. 2024 and
             Chatbot Arena), so that the ratings are those of answers of equal length.
         resamples: number of bootstrap samples.
-        seed: of the bootstrap.
+        seed: the seed of the bootstrap.
     """
     votes = [vote for ballot in ballots for vote in ballot]
     names = sorted({name for vote in votes for name in vote.models})

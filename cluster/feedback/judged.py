@@ -28,10 +28,10 @@ class Judgement:
     """A judgement of a person.
 
     Attributes:
-        source: where it was given.
+        source: the kind of judgement: rankings, votes or thumbs.
         id: its number in the database.
         digest: hash of its content; a changed judgement has another one.
-        annotator: who gave it.
+        annotator: the name of the annotator who gave it.
         created: when it was given, in seconds since 1970.
         used: the number of training and test rows that it became; 0 for one that tells nothing or was left out.
     """
@@ -54,8 +54,8 @@ class PeoplesJudgements:
     """All judgements of people who are not excluded, as of one moment, in the order given; no skips.
 
     Attributes:
-        rankings: of prompts, with those that call every answer bad.
-        votes: of the compare page.
+        rankings: the rankings of prompts, with those that call every answer bad.
+        votes: the votes of the compare page.
         thumbs: up and down, for answers of served models.
     """
 
@@ -67,7 +67,8 @@ class PeoplesJudgements:
         """Makes a record of every judgement.
 
         Args:
-            used: by source and number, the training and test rows that a judgement became; 0 where it is missing.
+            used: the number of training and test rows that a judgement became, by source and number; 0 where it is
+                missing.
         """
         rows: list[tuple[Source, Any]] = [
             *(("rankings", row) for row in self.rankings),

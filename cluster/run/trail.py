@@ -27,10 +27,10 @@ class Decision:
     Attributes:
         round: the number of the round.
         step: the step of the round that was decided.
-        decision: in a word or two: passed, stopped, promoted …
-        why: in a sentence with its figures.
-        figures: as JSON.
-        time: in seconds since 1970.
+        decision: the decision in a word or two: passed, stopped, promoted …
+        why: the reason in a sentence with its figures.
+        figures: the figures as JSON.
+        time: the time in seconds since 1970.
     """
 
     round: int
@@ -100,7 +100,7 @@ def answer_open_round(root: Path, approved: bool, by: str, number: int | None = 
     Args:
         root: the run folder.
         approved: whether its policy may take over; else the round is set aside.
-        by: who answers.
+        by: the name of the person who answers.
         number: the round that they were shown; None for whichever is in progress.
 
     Raises:

@@ -24,11 +24,11 @@ class NodeReport:
     Attributes:
         address: its IP address.
         python: the version of Python.
-        versions: of the packages that decide whether nodes understand each other, by name.
+        versions: the versions of the packages that decide whether nodes understand each other, by name.
         gpus: the memory of each of its GPUs, in GB.
         shm_gb: free memory for the object store, in /dev/shm.
         disk_gb: free space where Ray keeps its files.
-        missing: of the paths that were asked for, those that it does not see.
+        missing: those of the requested paths that the node does not see.
         marked: whether it sees the file that the driver has just written.
     """
 

@@ -55,7 +55,7 @@ class Lives:
     """The time and the kills of a run's commands.
 
     Attributes:
-        seconds: of all commands together.
+        seconds: the seconds of all commands together.
         kills: how many were killed.
     """
 

@@ -62,10 +62,10 @@ class Size:
     """The size of a measurement.
 
     Attributes:
-        prompts: of a step.
-        samples: of a prompt.
-        tokens: of an answer, at most.
-        steps: that are measured; rounds for `generate`.
+        prompts: the number of prompts of a step.
+        samples: the number of samples of a prompt.
+        tokens: the most tokens of an answer.
+        steps: the number of steps that are measured; of rounds for `generate`.
     """
 
     prompts: int

@@ -40,7 +40,7 @@ def examine(console: Console, runs: Path) -> int:
     """Prints a report on this installation and its runs.
 
     Args:
-        console: where to print.
+        console: the console to print on.
         runs: the folder of the run folders.
 
     Returns:
@@ -66,7 +66,7 @@ def examine_cluster(console: Console, shared: Path) -> int:
     """Prints the report of each node of the connected cluster.
 
     Args:
-        console: where to print.
+        console: the console to print on.
         shared: the folder that all nodes should see alike.
 
     Returns:

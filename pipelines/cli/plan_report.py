@@ -23,7 +23,7 @@ def print_plan(recipe: Recipe, resources: Resources, console: Console) -> None:
     Args:
         recipe: the recipe.
         resources: the machine.
-        console: where to print.
+        console: the console to print on.
 
     Raises:
         UserError: the run does not fit; the table of memory has been printed before.

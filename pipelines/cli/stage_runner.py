@@ -36,7 +36,7 @@ def run_stages(recipe: Recipe, stages: tuple[Stage, ...], serve_at: tuple[str, i
 
     Args:
         recipe: the whole recipe.
-        stages: in the order in which they run.
+        stages: the stages, in the order in which they run.
         serve_at: the address and port on which to serve the run's models afterwards; None for not serving.
 
     Raises:

@@ -51,7 +51,7 @@ def require_documents(corpus: Corpus, prepared: Sequence[Report], dropped: Dropp
 
     Args:
         prepared: reports of the first phase.
-        dropped: of deduplication; None before it.
+        dropped: the documents that deduplication dropped; None before it.
 
     Raises:
         UserError: fewer are left; the message counts the documents that were read by their outcome.

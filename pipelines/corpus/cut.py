@@ -31,7 +31,7 @@ def cut_files(splits: Sequence[InputSplit], folder: Path, progress: Progress, de
     """Cuts the files of more than `CUT_BYTES` that a task cannot start within.
 
     Args:
-        folder: for the pieces.
+        folder: the folder for the pieces.
         deadline: seconds without any task finishing or going on after which the phase is given up.
 
     Returns:

@@ -98,7 +98,7 @@ class PreparePhase(Phase):
 
     Attributes:
         quarantine: folder for the records that cannot be read, a JSON line each.
-        settings: of cleaning and measuring.
+        settings: the settings of cleaning and measuring.
         languages: ISO 639-1 codes to keep, all if empty.
         language_probability: least probability of being in one of `languages`.
         min_score: least score of the quality classifier; None without one.
@@ -219,7 +219,7 @@ class StepTimer:
     """Adds up the seconds of a task by step.
 
     Attributes:
-        seconds: of every step so far.
+        seconds: the seconds of every step so far.
     """
 
     def __init__(self) -> None:

@@ -34,7 +34,7 @@ def statistics(
         tokenized: reports of tokenization, a report per part of the mixture.
         context: tokens of a row.
         vocabulary: size of the tokenizer's vocabulary.
-        seconds: of every phase.
+        seconds: the seconds of every phase.
     """
     sources: dict[str, Report] = {}
     bins: dict[str, list[int]] = {}

@@ -50,7 +50,7 @@ class SyntheticAnnotator:
     """A function that ranks.
 
     Attributes:
-        name: under which its rankings are stored, which marks them as not a person's.
+        name: the name under which its rankings are stored, which marks them as not a person's.
         function: ranks.
         seconds: the most for one call.
     """
@@ -98,10 +98,10 @@ class SyntheticAnnotator:
         """Ranks answers to one prompt. A function that fails is tried `ATTEMPTS` times, with the same randomness.
 
         Args:
-            name: of the prompt, for messages.
+            name: the name of the prompt, for messages.
             prompt: its fields.
             answers: K answers.
-            seed: of the source of randomness.
+            seed: the seed of the source of randomness.
 
         Raises:
             CallFailedError: each time the function raised, or did not return a rank of at least 1 for every answer; or

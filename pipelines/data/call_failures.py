@@ -22,7 +22,7 @@ class CallFailures:
     Args:
         total: the number of calls.
         limit: the largest share of them that may fail.
-        key: of the limit in the recipe.
+        key: the key of the limit in the recipe.
         unit: what is called for, such as "prompts".
     """
 

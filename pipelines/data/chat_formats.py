@@ -54,7 +54,7 @@ class Conversation:
     """A conversation to learn from.
 
     Attributes:
-        messages: as in `Turns`.
+        messages: the messages as in `Turns`.
         place: file and line.
         tools: declarations of the tools that the assistant may call.
         untrained: indices of the assistant's turns that are context alone.
@@ -101,7 +101,7 @@ def read_conversations(sources: Sequence[ChatSource], seed: int) -> Conversation
 
     Args:
         sources: the recipe's.
-        seed: for sources that are functions.
+        seed: the seed for sources that are functions.
 
     Raises:
         UserError: there is no conversation, or a file is missing or damaged.
@@ -146,7 +146,7 @@ def source_conversations(sources: Iterable[ChatSource], seed: int) -> Iterator[C
 
     Args:
         sources: the recipe's.
-        seed: for sources that are functions.
+        seed: the seed for sources that are functions.
 
     Raises:
         UserError: a file is missing or damaged, or a function raises.
@@ -170,7 +170,7 @@ def read_prompts(sources: list[ChatSource], seed: int) -> list[PromptText]:
 
     Args:
         sources: the recipe's.
-        seed: for sources that are functions.
+        seed: the seed for sources that are functions.
 
     Raises:
         UserError: a file is missing or a row cannot be read; the message names file and row.
@@ -194,7 +194,7 @@ def prompt_of(row: Row, place: str) -> Messages:
     """Extracts the prompt of a row in any layout: the conversation up to the answer.
 
     Args:
-        row: of a file or function.
+        row: a row of a file or function.
         place: its file and line, for messages.
 
     Raises:

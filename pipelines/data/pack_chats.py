@@ -28,7 +28,7 @@ class ShardPart:
     """A shard and the places in the shuffled order of the conversations that go into it.
 
     Attributes:
-        name: of its file, below the folder of shards.
+        name: the name of its file, below the folder of shards.
         start: the first place.
         stop: the place after the last.
     """
@@ -46,7 +46,7 @@ def shard_parts(conversations: int, tokens: int, held_out: int, shard_tokens: in
         conversations: how many there are.
         tokens: how many tokens these have.
         held_out: how many of them to hold out.
-        shard_tokens: of a shard, at most, but for the conversations' unequal lengths.
+        shard_tokens: the most tokens of a shard, but for the conversations' unequal lengths.
     """
     parts = list[ShardPart]()
     for name, start, stop in (("held_out", 0, held_out), ("train", held_out, conversations)):
@@ -64,7 +64,7 @@ def write_order(counts: Sequence[int], seed: int, folder: Path) -> None:
 
     Args:
         counts: conversations in each rendered file.
-        seed: of the order.
+        seed: the seed of the order.
         folder: gets the two files.
     """
     with atomic_write(folder / ENDS) as side, side.open("wb") as file:

@@ -91,12 +91,12 @@ def people_rows(
     """Makes the rows of all judgements but rankings.
 
     Args:
-        database: with the prompts and answers.
+        database: the database with the prompts and answers.
         judged: the judgements, as of one moment.
         names: the prompts of the round, whose "all bad" and better answers count.
         chat: the model's template.
         context: the most tokens of a prompt with an answer.
-        held_out_share: of the prompts that are of no round, whose split is decided by a hash of them.
+        held_out_share: the share to hold out of the prompts that are of no round; a hash of a prompt decides.
     """
     prompts = {prompt.id: prompt for prompt in database.prompts()}
     # The same words are one prompt, on one side of the split, wherever they were asked.

@@ -24,7 +24,7 @@ class JudgedAnswers:
     Attributes:
         prompt: token ids.
         answers: token ids of the better answer and the worse one; of a single answer, it and one to another prompt.
-        weight: in the loss.
+        weight: the weight in the loss.
         good: 1 of a single good answer, -1 of a bad one, 0 of a pair.
     """
 
@@ -65,7 +65,7 @@ def require_judgements(rankings: Path, split: str, settings: RewardModel | Dpo) 
 
     Args:
         rankings: the file rankings.parquet.
-        settings: of the loss.
+        settings: the settings of the loss.
 
     Raises:
         UserError: there are fewer; the message says why each judgement of the file is none.

@@ -150,9 +150,9 @@ def ranking_row(
     """Makes a row of rankings.parquet: one annotator's ranking of one prompt, with equal answers as one.
 
     Args:
-        prompt: as stored.
-        completions: of the prompt; those that the annotator did not rank are left out, but for those that equal one
-            that they did: these count as `samples` of it.
+        prompt: the prompt as stored.
+        completions: the completions of the prompt; those that the annotator did not rank are left out, but for those
+            that equal one that they did: these count as `samples` of it.
         ranking: the annotator's.
         prompt_token_ids: the rendered prompt.
         ends: the tokens that end a finished answer.

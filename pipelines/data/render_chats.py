@@ -36,7 +36,7 @@ class RenderPhase(Phase):
         folder: gets a file of conversations for each, and one of the rows that cannot be used, if there are any.
         model: the folder of the tokenizer with its chat template.
         context: tokens of a row.
-        seed: for sources that are functions.
+        seed: the seed for sources that are functions.
         first: the number of the first split in the names of files.
     """
 

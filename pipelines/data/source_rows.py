@@ -44,7 +44,7 @@ def quarantine(bad: Sequence[BadRow], total: int, most: float, file: Path, what:
         bad: the rows.
         total: how many rows there are in all.
         most: the largest share of them that may be bad.
-        file: where to write; removed if no row is bad.
+        file: the file to write; removed if no row is bad.
         what: a name for the rows, for the error.
         key: the setting that `most` comes from, for the error.
 

@@ -13,7 +13,7 @@ class Topic:
 
     Attributes:
         name: unique.
-        messages: as they are trained on.
+        messages: the messages as the model is trained on them.
         held_out: other wordings, for the exam.
         answer: the right answer.
         key: words of it by which any right answer is recognized.

@@ -100,9 +100,9 @@ class Exam:
         note: what was held out, and how answers are graded.
         questions: held out from all training.
         right: the grader: whether a text is a right answer to a question.
-        figures: by which models are compared.
+        figures: the figures by which models are compared.
         kinds: the title and a note for each kind of question, in the report's order.
-        completions: by an id, the beginning of a sentence and its right continuation, for the base model.
+        completions: the beginning of a sentence and its right continuation, by an id, for the base model.
         completion_title: title of the share of right continuations.
         tax: name of the figure whose loss in RLHF is reported as the alignment tax; None for none.
     """

@@ -124,8 +124,8 @@ class Grader:
     """Grades one model's answers to an exam.
 
     Args:
-        exam: with its grader and figures.
-        name: of the function that made the exam, for messages.
+        exam: the exam, with its grader and figures.
+        name: the name of the function that made the exam, for messages.
         seconds: the most for the grading of one answer.
         limit: the largest share of the questions on which it may fail.
     """
@@ -138,7 +138,7 @@ class Grader:
         """Grades an answer. The exam's figures are tried on it, too, so that they cannot fail later.
 
         Args:
-            question: of the exam.
+            question: a question of the exam.
             text: the answer.
             stopped: whether the model ended it itself.
 
@@ -197,7 +197,7 @@ def graded_for_all(answers: Mapping[str, Sequence[GradedAnswer]]) -> dict[str, l
     """Leaves out the questions on which grading failed for a model, so that all models have the same questions.
 
     Args:
-        answers: by the model's name, in the order of the questions.
+        answers: the answers by the model's name, in the order of the questions.
     """
     whole = [not any(answer.failure for answer in group) for group in zip(*answers.values(), strict=True)]
     return {

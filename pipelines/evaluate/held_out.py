@@ -70,7 +70,7 @@ def sample_and_reward(
         sampling: how to sample.
         prompts_at_once: prompts whose answers are rewarded in one batch: time limits of rewards are for the batch of a
             training step.
-        environment_weight: of the environment's own reward; None to leave it out.
+        environment_weight: the weight of the environment's own reward; None to leave it out.
 
     Raises:
         DeadlineError, EngineError, StageError: see `Fleet.generate` and `WeightedRewards.wait`.
@@ -114,7 +114,7 @@ def divergence_from_loaded(
     Args:
         fleet: rollout actors.
         prompts: N prompts.
-        answers: to them, sampled at temperature 1; the first of each group is used.
+        answers: the answers to them, sampled at temperature 1; the first of each group is used.
         deadline: the longest wait, in seconds.
 
     Returns:
@@ -140,7 +140,7 @@ def answer_rows(
     Args:
         prompts: N prompts.
         inputs: the prompts as text, by id.
-        answers: by the model's name.
+        answers: the answers by the model's name.
     """
     return [
         {

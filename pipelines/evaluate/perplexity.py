@@ -25,9 +25,9 @@ class Perplexity:
     """Perplexity per token of the same text under three models.
 
     Attributes:
-        base: under the base model.
-        sft: under the fine-tuned model.
-        policy: under the policy.
+        base: the value under the base model.
+        sft: the value under the fine-tuned model.
+        policy: the value under the policy.
         tokens: how many tokens were predicted.
         rows: the rows of text that they stand in, the cases of the intervals.
         fine_tuning: the change from the base model to the fine-tuned model.
@@ -92,7 +92,7 @@ def perplexity(rows: Sequence[list[int]], nats: Mapping[str, Sequence[float]]) -
 
     Args:
         rows: token ids.
-        nats: by the model's name, base, sft and policy, the value of `negative_log_likelihoods`.
+        nats: the values of `negative_log_likelihoods` by the model's name: base, sft and policy.
     """
     tokens = [len(row) - 1 for row in rows]
     values = {name: math.exp(sum(row_nats) / sum(tokens)) for name, row_nats in nats.items()}

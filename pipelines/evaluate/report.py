@@ -29,7 +29,7 @@ def render(
         report: the content of report.json.
         answers: the content of answers.json.
         curves: learning curves of the stages.
-        histograms: of the corpus's documents.
+        histograms: the histograms of the corpus's documents.
         exam: the exam that the models took, if any.
     """
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)

@@ -187,7 +187,7 @@ def _report(
 
     Args:
         exam: if the recipe names one.
-        outputs: of the models.
+        outputs: the outputs of the models.
         held_out: whether RLHF did not train on the prompts.
         rewarded: whether RLHF has rewards: it may learn from a teacher alone.
         text: rows of held-out text.
@@ -253,7 +253,7 @@ def exam_rows(answers: Mapping[str, Sequence[GradedAnswer]]) -> list[dict[str, A
     """Makes the rows of answers.json: for each question of the exam, every model's answer.
 
     Args:
-        answers: by the model's name, in the order of the questions.
+        answers: the answers by the model's name, in the order of the questions.
     """
     by_question = zip(*(answers[name] for name in MODELS), strict=True) if answers else []
     return [

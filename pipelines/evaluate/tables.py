@@ -19,7 +19,7 @@ def print_report(report: Mapping[str, Any], exam: Exam | None, console: Console)
     Args:
         report: the content of report.json.
         exam: the exam that the models took, if any.
-        console: where to print.
+        console: the console to print on.
     """
     remarks = []
     if exam:

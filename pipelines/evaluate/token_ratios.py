@@ -30,7 +30,7 @@ def token_ratios(
     """Computes log-ratios for the answers of highest and of lowest reward to the first prompts of a batch.
 
     Args:
-        batch: of a step.
+        batch: the batch of a step.
         learner: scores the answers.
         tokenizer: decodes their tokens.
         inputs: the prompts as text, by id.

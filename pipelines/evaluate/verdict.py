@@ -20,7 +20,7 @@ def reward_verdict(changes: Mapping[str, Change], held_out: bool, alone: bool, r
     """Describes the change of rewards, and of the length of answers, which rewards are most often gained by.
 
     Args:
-        changes: by the names of `held_out.MEASURES`.
+        changes: the changes by the names of `held_out.MEASURES`.
         held_out: whether RLHF did not train on the prompts.
         alone: whether nothing else in the report compares the models, so that rewards decide which one is better.
         rewarded: whether there are rewards: a policy that learns from a teacher alone has none.
@@ -79,7 +79,7 @@ def exam_verdict(exam: Exam | None, changes: ExamChanges, text: Perplexity | Non
 
     Args:
         exam: whose figures to compare, if there is one.
-        changes: of the exam's figures; of no model without an exam.
+        changes: the changes of the exam's figures; empty without an exam.
         text: the perplexity of held-out text, if there is any.
     """
     sentences = []

@@ -16,7 +16,7 @@ class Comparison:
     """Bits a byte of a variant beside those of the baseline.
 
     Attributes:
-        bits: of the variant, the mean over models.
+        bits: the bits of the variant, the mean over models.
         change: variant minus baseline; below 0 the variant is better.
         low: lower end of the change's interval.
         high: its upper end.
@@ -39,7 +39,7 @@ def compare(baseline: NDArray[np.float64], variant: NDArray[np.float64], sizes: 
 
     Args:
         baseline: bits of each document under each model, (models, documents), n-th model with the n-th seed.
-        variant: of the same documents, with the same seeds.
+        variant: the bits of the same documents under the variant's models, with the same seeds.
         sizes: bytes of each document.
         variants: number of comparisons with the baseline.
     """

@@ -37,7 +37,7 @@ def run_experiment(recipe: Recipe, folder: Path) -> dict[str, Comparison]:
     """Compares the variants with the recipe's corpus; what an interrupted attempt finished is not done again.
 
     Args:
-        folder: for everything that is made.
+        folder: the folder for all that is made.
 
     Returns:
         the comparison of each variant, by name.

@@ -24,8 +24,8 @@ class SmallModelPhase(Phase):
     Attributes:
         corpora: folders of finished corpora.
         target: JSONL file with the texts to measure.
-        settings: of the models.
-        first_seed: of the models of each corpus.
+        settings: the settings of the models.
+        first_seed: the first of the seeds of each corpus's models.
     """
 
     corpora: tuple[Path, ...]

@@ -48,8 +48,8 @@ class Verdict:
 
     Attributes:
         passed: it may.
-        why: in a sentence with its figures.
-        figures: as JSON.
+        why: the reason in a sentence with its figures.
+        figures: the figures as JSON.
     """
 
     passed: bool

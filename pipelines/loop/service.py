@@ -51,14 +51,14 @@ def run_loop(
     """Makes rounds until interrupted; Ray is connected while there is work.
 
     Args:
-        settings: of the loop.
+        settings: the settings of the loop.
         run: the run folder.
         work: opens a context whose value does the work of a round.
         rounds: after so many, ends; None for never.
         poll: seconds between two looks for judgements or an answer.
 
     Raises:
-        UserError, StageError: of a step; the same command goes on with it.
+        UserError, StageError: a step failed; the same command goes on with it.
     """
     with exclusive(run.root / LOCK, "in the loop"):
         said, done = "", 0

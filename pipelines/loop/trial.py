@@ -71,7 +71,7 @@ def judge_trial(thumbs: Sequence[Thumb], votes: Sequence[int], new: str, live: s
         thumbs: since the trial began.
         votes: see `votes_between`.
         new: the version of the new policy.
-        live: that of the live one.
+        live: the version of the live policy.
     """
     by_thumbs, by_votes = _judge_thumbs(thumbs, new, live), _judge_votes(votes)
     why = f"{by_thumbs.why}; {by_votes.why}"

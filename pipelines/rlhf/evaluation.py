@@ -54,9 +54,9 @@ class Evaluation:
     """The evaluations of one training.
 
     Attributes:
-        settings: of RLHF.
+        settings: the settings of RLHF.
         prompts: held-out ones.
-        seed: of the run.
+        seed: the seed of the run.
         out: the stage's folder, whose scratch folder holds the best policy.
         best: version and mean reward of the best policy; None before there is one.
     """

@@ -46,8 +46,8 @@ class RlhfPrompts:
     """Prompts by id.
 
     Attributes:
-        rendered: as token ids, for the engines.
-        inputs: as messages and metadata, for reward functions and environments.
+        rendered: the prompts as token ids, for the engines.
+        inputs: the prompts as messages and metadata, for reward functions and environments.
     """
 
     rendered: dict[str, Prompt]
@@ -211,7 +211,7 @@ def promote_unfinished(run: RunFolder, step: int, export: Callable[[Path], objec
 
     Args:
         run: the run, whose server it is.
-        step: of the training, for the log.
+        step: the step of the training, for the log.
         export: writes the policy as a Hugging Face directory.
     """
     versions = Versions(run, POLICY)

@@ -33,7 +33,7 @@ class VisitorTraining:
     """The Ray actor behind the story page. It trains in a thread, so that it can answer meanwhile.
 
     Args:
-        recipe: of the run.
+        recipe: the recipe of the run.
         root: the run folder.
     """
 

@@ -54,7 +54,7 @@ def visitor_recipe(recipe: Recipe, branch: RunFolder, cpus: float, gameable: boo
     """Derives the recipe of a visitor's training: short, small, on half of the cores, in a folder of its own.
 
     Args:
-        recipe: of the run.
+        recipe: the recipe of the run.
         branch: the folder to train in.
         cpus: the cores of the cluster, of which the served models have the other half.
         gameable: whether the reward is the story's gameable function.

@@ -34,7 +34,7 @@ def call_within(seconds: float, function: Callable[..., T], *arguments: Any) -> 
     Args:
         seconds: the most that the call may take.
         function: a user's function, which may raise anything.
-        arguments: of the call.
+        arguments: the arguments of the call.
 
     Raises:
         LateError: it took longer.

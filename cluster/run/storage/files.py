@@ -59,7 +59,7 @@ def require_writable(path: Path, parents: bool = False) -> None:
     """Checks that a file can be created at a path, without creating it.
 
     Args:
-        path: of the file.
+        path: the path of the file.
         parents: whether missing folders above it will be made.
 
     Raises:

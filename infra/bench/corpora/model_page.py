@@ -22,7 +22,7 @@ def page(found: Mapping[str, Mapping[str, str]]) -> str:
     """Writes the page.
 
     Args:
-        found: by kind (model_type), the outcome of each of `STEPS`.
+        found: the outcome of each of `STEPS`, by kind (model_type).
     """
     counts = {
         step: sum(kind.get(step) == good for kind in found.values())

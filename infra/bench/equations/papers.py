@@ -55,9 +55,9 @@ def advantages(name: str, rows: list[Row], old: list[Tensor], gaps: list[Tensor]
     Args:
         name: the algorithm.
         rows: N answers.
-        old: of each, the log-probabilities under the policy.
-        gaps: of each, those less the reference's.
-        critic: of each, the critic's values; empty without a critic.
+        old: the log-probabilities of each answer under the policy.
+        gaps: the log-probabilities of each answer under the policy less those under the reference.
+        critic: the critic's values of each answer; empty without a critic.
     """
     beta = BETA if PRESETS[name].kl_charged_in == "reward" else 0.0
     rewards = [-beta * gap for gap in gaps]
@@ -113,9 +113,9 @@ class PaperStep:
         name: the algorithm.
         policy: the model before the step, in float64.
         rows: the answers that are learned from.
-        old: of each, the log-probabilities before the first optimizer step on the batch.
-        reference: of each, the log-probabilities under the reference.
-        advantages: of each, the advantages.
+        old: the log-probabilities of each answer before the first optimizer step on the batch.
+        reference: the log-probabilities of each answer under the reference.
+        advantages: the advantages of each answer.
     """
 
     name: str

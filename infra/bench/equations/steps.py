@@ -46,7 +46,7 @@ class StepComparison:
         loss: the difference of the mean losses.
         gradient: the largest difference of the gradients of an optimizer step, by model: the policy, a critic.
         steps: what each optimizer step's loss is computed from.
-        metrics: of the step.
+        metrics: the metrics of the step.
     """
 
     loss: float

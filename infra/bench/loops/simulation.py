@@ -70,7 +70,7 @@ class Latency:
     """The seconds that a simulated actor takes.
 
     Attributes:
-        start: to start.
+        start: to start an actor.
         pull: to pull weights.
         call: for a request, independent of its prompts: steps of the engine, which serve its other requests too.
         prompt: for each prompt of a request, added to `call`.
@@ -96,9 +96,9 @@ class World:
         chance: the source of randomness.
         fate: decides whether an actor works, dies or hangs in its next call.
         hung: the numbers of actors that hang, and since when.
-        released: for each actor that hung, the seconds until the coordinator ended it.
-        is_long: which prompts get long answers.
-        is_deadly: which prompts an actor dies over.
+        released: the seconds until the coordinator ended the actor, for each actor that hung.
+        is_long: tells which prompts get long answers.
+        is_deadly: tells over which prompts an actor dies.
         still_until: engines make no progress before.
         drawn: the prompts that actors finished, by whether they are long.
     """

@@ -55,8 +55,8 @@ class DetectorResult:
 
     Attributes:
         falls: runs whose true reward falls.
-        found: of them, those with an alarm that is not false, before the fall is complete or after.
-        in_time: of them, those whose alarm comes before the fall.
+        found: the falls with an alarm that is not false, before the fall is complete or after.
+        in_time: the falls whose alarm comes before the fall.
         false: false alarms, at most one a run.
         runs: all runs.
         leads: steps from each alarm that is not false to the fall.
@@ -77,7 +77,7 @@ class Detector:
     """Raises an alarm at the first step at which a sign, averaged, is above a threshold.
 
     Attributes:
-        name: for people.
+        name: the name in the tables.
         values: [T] of a run, larger is worse.
         threshold: fit by `fitted`.
     """

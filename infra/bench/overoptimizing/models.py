@@ -68,8 +68,8 @@ def rankings(
     """Makes rows of rankings of the fine-tuned model's answers.
 
     Args:
-        answers: by the number of the prompt, samples of the fine-tuned model.
-        count: of rankings.
+        answers: samples of the fine-tuned model by the number of the prompt.
+        count: the number of rankings.
     """
     rows = []
     for _ in range(count):

@@ -40,13 +40,13 @@ class Setting:
     """The settings that differ between runs.
 
     Attributes:
-        width: of the reward model's hidden states.
-        rankings: that it learns from, of four answers each.
+        width: the width of the reward model's hidden states.
+        rankings: the number of rankings that it learns from, of four answers each.
         noise: share of rankings that are random.
         bias: what annotators like beyond quality.
         strength: how much.
         coefficient: weight of the KL penalty.
-        algorithm: of RLHF.
+        algorithm: the algorithm of RLHF.
     """
 
     width: int
@@ -82,8 +82,8 @@ def run_setting(setting: Setting, seed: int, folder: Path) -> dict[str, Any]:
 
     Args:
         setting: what to train with.
-        seed: of the annotators, the draws and the training.
-        folder: for the fine-tuned model, which is trained if it is missing, and for the reward model.
+        seed: the seed of the annotators, the draws and the training.
+        folder: the folder for the fine-tuned model, which is trained if it is missing, and for the reward model.
 
     Returns:
         The setting, the reward model's accuracy on held-out rankings, the deviation of the fine-tuned model's gold

@@ -23,7 +23,7 @@ class RequestLog:
     Attributes:
         answered: the number of answers by the name of the model that gave them.
         weights: the versions that the answers named.
-        failed: of every request that was not answered, the reason.
+        failed: the reason of every request that was not answered.
     """
 
     answered: Counter[str] = field(default_factory=Counter)
@@ -36,7 +36,7 @@ class Person:
 
     Args:
         url: the server's address.
-        token: of an annotator.
+        token: the token of an annotator.
         rule: scores an answer, more is better.
         reversed_rule: whether the person prefers the answers that the rule scores lower.
     """
@@ -88,7 +88,7 @@ class Chatter:
     Args:
         url: the server's address.
         rule: scores an answer.
-        prompts: to ask, again and again.
+        prompts: the prompts to ask, again and again.
         good: the least score for a thumb up.
     """
 

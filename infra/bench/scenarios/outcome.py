@@ -12,8 +12,8 @@ class Settings:
     Attributes:
         run: the folder of a finished run.
         log: the file that takes what the commands print.
-        port: for the control store of a Ray cluster.
-        seed: of the moments at which the corpus stage is killed.
+        port: the port for the control store of a Ray cluster.
+        seed: the seed of the moments at which the corpus stage is killed.
     """
 
     run: Path
@@ -27,7 +27,7 @@ class ScenarioOutcome:
     """The outcome of one scenario.
 
     Attributes:
-        seconds: from the fault until the work went on as before.
+        seconds: the seconds from the fault until the work went on as before.
         recovery: what the user had to do for it: nothing, or give the same command again.
         wrong: differences from an undisturbed run; empty if there are none.
         details: further figures.

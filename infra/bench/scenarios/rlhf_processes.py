@@ -25,13 +25,13 @@ class Fault:
     """A signal to processes of a run.
 
     Attributes:
-        name: of the fault, for the table.
+        name: the name of the fault, for the table.
         title: Ray's title of the process during the work in which the signal hits it; empty for the command itself.
         number: how many such processes are hit.
         sent: the signal.
         after: steps that are done before.
         again: whether the command ends, and is given again.
-        settings: of the recipe.
+        settings: further keys of the recipe.
     """
 
     name: str

@@ -30,8 +30,8 @@ class Attacked:
     """A client's seconds between two tokens, at the 99th percentile, by itself and under attack.
 
     Attributes:
-        alone: by itself.
-        attacked: under attack.
+        alone: the seconds without an attack.
+        attacked: the seconds under attack.
         grown: bytes that the server's processes grew by.
         outcomes: how often each attack ended in which way.
     """

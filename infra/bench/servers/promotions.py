@@ -60,7 +60,7 @@ class Traffic:
 
     Attributes:
         answers: request, the version that the header named, whether a comment named others, the text.
-        failed: of every request without a whole answer, the reason.
+        failed: the reason of every request without a whole answer.
         gap: the longest time between two events of a stream, in seconds.
     """
 

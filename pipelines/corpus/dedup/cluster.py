@@ -37,11 +37,11 @@ class ClusterPhase:
 
     Attributes:
         index: all documents.
-        bands: of a signature.
-        ranges: of equal size, into which the keys of a band are divided.
+        bands: the number of bands of a signature.
+        ranges: the number of ranges of equal size into which the keys of a band are divided.
         agreement: least share of equal places in the signatures of near-duplicates.
         within_sources: whether near-duplicates within one source count.
-        folder: for the files.
+        folder: the folder for the files.
     """
 
     index: Index
@@ -222,7 +222,7 @@ def _follow(documents: NDArray[np.int64], representatives: NDArray[np.int64]) ->
 
     Args:
         documents: ascending.
-        representatives: of each document.
+        representatives: the representative of each document.
     """
     while len(documents):
         place = np.minimum(np.searchsorted(documents, representatives), len(documents) - 1)

@@ -118,7 +118,7 @@ class DecontaminatePhase(Phase):
     Attributes:
         parts: part files.
         files: evaluation files.
-        fingerprints: of the evaluation files' bytes.
+        fingerprints: the fingerprints of the evaluation files' bytes.
         n: words of an n-gram.
         drop: whether contaminated documents are left out, or only counted.
         rows: folder for the numbers of the rows to leave out.

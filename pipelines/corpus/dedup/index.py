@@ -42,7 +42,7 @@ class IndexPhase(Phase):
     Attributes:
         left_out: files with the rows of each part that are not indexed, or None.
         folder: gets a folder per part.
-        rows: of a band.
+        rows: the number of rows of a band.
     """
 
     parts: tuple[Part, ...]
@@ -81,10 +81,10 @@ def write_part_index(
 
     Args:
         documents: columns of `PREPARED`: id, source, bytes, digest, quality.
-        present: which documents are found by their hash, (documents,).
+        present: whether each document is found by its hash, (documents,).
         signed_rows: rows of the documents that have a signature, ascending, (n,).
         signed: their signatures, (n, 112).
-        rows: of a band.
+        rows: the number of rows of a band.
     """
     facts = np.zeros(documents.num_rows, dtype=FACTS)
     facts["bytes"] = documents["bytes"].to_numpy()
@@ -139,7 +139,7 @@ class Index:
     """All documents of several part indexes under one numbering: previous corpora first, then the new one.
 
     Attributes:
-        folders: of the part indexes.
+        folders: the folders of the part indexes.
         counts: documents per part.
         previous: number of parts that belong to previous corpora.
         sources: position of each part's source in the recipe, -1 for previous corpora.

@@ -69,7 +69,7 @@ def band_keys(signed: NDArray[np.uint32], rows: int) -> NDArray[np.uint64]:
 
     Args:
         signed: signatures, (n, 112).
-        rows: of a band.
+        rows: the number of rows of a band.
 
     Returns:
         (bands, n).

@@ -63,8 +63,8 @@ class SplitPhase(Phase):
         left_out: files with the rows of each part that are dropped already, or None.
         assignments: folder for DROPPED, TRAIN or HELD_OUT of each row, uint8.
         duplicates: folder for `DUPLICATES`.
-        held_out_share: of the documents that are left.
-        seed: of the held-out split.
+        held_out_share: the share of the remaining documents to hold out.
+        seed: the seed of the held-out split.
     """
 
     parts: tuple[Part, ...]
@@ -139,7 +139,7 @@ def finish_split(phase: SplitPhase, reports: Sequence[Report]) -> Dropped:
     Of fewer than two documents, a split stays empty.
 
     Args:
-        reports: of the phase's tasks, in order.
+        reports: the reports of the phase's tasks, in order.
     """
     left = sum(report["left"] for report in reports)
     train_bytes = sum(report["train_bytes"] for report in reports)

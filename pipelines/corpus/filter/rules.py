@@ -28,7 +28,7 @@ class Bound:
     """A rule that drops documents whose signal is below `least` or above `most`, for `reason`.
 
     Attributes:
-        key: of the recipe, which governs the bounds; empty for a rule that applies without any set.
+        key: the key of the recipe that governs the bounds; empty for a rule that applies without any set.
     """
 
     reason: str
@@ -103,7 +103,7 @@ def wanted_language(
 
     Args:
         languages: most likely language of each document, ISO 639-1.
-        probabilities: of that language, (documents,).
+        probabilities: the probability of that language, (documents,).
         wanted: the recipe's languages.
     """
     return np.where(np.isin(languages, wanted), probabilities, 0.0)

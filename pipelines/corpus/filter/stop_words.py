@@ -66,7 +66,7 @@ def count(
     """Counts the different stop words of its language in every text.
 
     Args:
-        numbers: by `number_of`, of the words of all texts, (n,).
+        numbers: the words of all texts as numbers by `number_of`, (n,).
         documents: text of every word, (n,).
         texts: the texts.
         languages: ISO 639-1 codes; None if they are not identified. A text in Latin letters then counts as of the

@@ -51,7 +51,7 @@ class Reading:
         text_field: field of JSONL lines or Parquet rows with the text.
         text_lines: whether every line of a .txt file is a document.
         extract: extracts the main text of web pages.
-        encoding: of text, JSON and CSV; pages name their own.
+        encoding: the encoding of text, JSON and CSV; pages name their own.
     """
 
     text_field: str

@@ -32,8 +32,8 @@ class Response:
 
     Attributes:
         status: status code; 0 if there is no status line.
-        headers: by name in lower case; repeated ones are joined by commas.
-        body: as transferred.
+        headers: the headers by name in lower case; repeated ones are joined by commas.
+        body: the body as transferred.
     """
 
     status: int

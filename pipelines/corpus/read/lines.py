@@ -24,8 +24,8 @@ def read_lines(
         name: path or URI of the file.
         packing: gz, zst or None.
         text_field: field of the JSON object on the line; None if the line itself is the text.
-        encoding: of the lines; a line feed has to be one byte in it.
-        span: of a file that is not packed; None for all of it.
+        encoding: the encoding of the lines; a line feed has to be one byte in it.
+        span: the span to read of a file that is not packed; None for all of it.
         skip: number of lines, and places of damage, to pass over without parsing.
 
     Raises:

@@ -14,7 +14,7 @@ class Document:
     Attributes:
         id: "SOURCE:PLACE", the same in every run over the same input.
         source: name of the source.
-        text: as read, before cleaning.
+        text: the text as read, before cleaning.
     """
 
     id: str
@@ -31,8 +31,8 @@ class BadRecord:
         offset: its first byte in the file, or in the uncompressed content of a .gz or .zst file of lines.
         reason: a sentence with file, place, complaint and remedy.
         excerpt: its beginning; bytes that are not UTF-8 are escaped.
-        unread_bytes: of the stored file; 0 for a single record, else the bytes of all records that were lost with it.
-        file_bytes: of the stored file, where `unread_bytes` is not 0.
+        unread_bytes: the bytes of the stored file that were lost with this record; 0 for a single record.
+        file_bytes: the size of the stored file, where `unread_bytes` is not 0.
     """
 
     file: str
@@ -85,7 +85,7 @@ def unread(file: str, offset: int, where: str, error: DamageError, size: int, sk
 
     Args:
         file: path or URI of the file.
-        offset: of the record where reading stopped.
+        offset: the offset of the record where reading stopped.
         where: what is damaged, such as "after byte 5 of its content".
         error: the damage.
         size: bytes of the file.

@@ -34,13 +34,13 @@ class InputSplit:
         name: unique in the corpus; names the split's part files.
         source: name of the source.
         drop_near_duplicates: whether near-duplicates among the documents are dropped.
-        folder: to which file names in document ids are relative.
-        span: of the only file; None reads all files as a whole.
+        folder: the folder to which file names in document ids are relative.
+        span: the span to read of the only file; None reads all files as a whole.
         page_seconds: processor time after which a web page is given up.
         extractor: library that extracts the main text of web pages.
-        stored_bytes: of the files, or of the span.
+        stored_bytes: the bytes of the files, or of the span.
         skipped_files: files of the source in formats that are not read; its first split holds them.
-        piece: of the file, with the records that `span` counts; None if the file is read itself.
+        piece: the piece of the file with the records that `span` counts; None if the file is read itself.
         function: module:function of a source of kind function, called with the seed and `arguments`.
 
     The other fields are those of the source in the recipe.
@@ -85,7 +85,7 @@ def plan_splits(
     single reader has to count its documents.
 
     Args:
-        seed: for sources of kind function.
+        seed: the seed for sources of kind function.
         page_seconds: processor time after which a web page is given up.
         extractor: library that extracts the main text of web pages.
 

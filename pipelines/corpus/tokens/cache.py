@@ -32,7 +32,7 @@ class TokenCache:
     Attributes:
         folder: gets a file per part.
         tokenizer: a tokenizer.json.
-        fingerprint: of that file's bytes.
+        fingerprint: the fingerprint of that file's bytes.
     """
 
     folder: Path

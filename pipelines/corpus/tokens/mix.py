@@ -75,7 +75,7 @@ def weigh(
 
     Args:
         whole: all parts, each once.
-        weights: of every source, relative to each other.
+        weights: the weight of every source, relative to the others.
         work: folder for token counts, new assignments and markers.
 
     Raises:
@@ -104,9 +104,9 @@ def mix(
 
     Args:
         whole: all parts, each once.
-        tokens: of every training document, 0 of other documents; an array (rows,) per part.
-        weights: of every source, relative to each other.
-        seed: of the choice of documents.
+        tokens: the tokens of every training document, 0 of other documents; an array (rows,) per part.
+        weights: the weight of every source, relative to the others.
+        seed: the seed of the choice of documents.
     """
     names = [part.source for part in whole.parts]
     available = _by_source(names, [count.sum() for count in tokens], weights)
@@ -145,7 +145,7 @@ def repeats(tokens: NDArray[np.int64], positions: NDArray[np.float64], factor: f
 
     Args:
         tokens: (documents,); 0 of a document outside the training split.
-        positions: in [0, 1), (documents,).
+        positions: the position of each document in [0, 1), (documents,).
 
     Returns:
         (documents,).

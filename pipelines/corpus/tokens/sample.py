@@ -31,7 +31,7 @@ def sample(
 
     Args:
         assignments: a file per part, with DROPPED, TRAIN or HELD_OUT of each row.
-        train_bytes: of the training split.
+        train_bytes: the bytes of the training split.
         work: folder for the texts drawn, and for markers.
 
     Raises:
@@ -64,9 +64,9 @@ class SamplePhase(Phase):
     Attributes:
         parts: part files.
         assignments: a file per part, with DROPPED, TRAIN or HELD_OUT of each row.
-        share: of the training documents.
-        seed: of the sample.
-        folder: for the texts.
+        share: the share of the training documents to take.
+        seed: the seed of the sample.
+        folder: the folder for the texts.
     """
 
     parts: tuple[Path, ...]

@@ -34,7 +34,7 @@ def write_shards(
 
     Args:
         tokenized: the phase that wrote the rows.
-        reports: of its tasks, in order.
+        reports: the reports of its tasks, in order.
 
     Raises:
         DeadlineError: no shard finished within the recipe's deadline.
@@ -62,7 +62,7 @@ class ShardPhase(Phase):
         files: packed rows by split, a file per part.
         counts: rows of each of those files.
         context: tokens of a row.
-        seed: of the order of the rows.
+        seed: the seed of the order of the rows.
     """
 
     folder: Path
@@ -114,7 +114,7 @@ class WriteShard:
     """Writes one shard.
 
     Attributes:
-        path: of the shard.
+        path: the path of the shard.
         start: id of its first row.
         files: packed rows of the parts that have rows in it.
         file_of: file of each row, (rows,).

@@ -23,7 +23,7 @@ def make_tokenizer(recipe: Recipe, texts: Iterable[str], folder: Path) -> int:
     """Saves the tokenizer in `folder` unless it is there: a trained one, or that of `model.start_from`.
 
     Args:
-        texts: to train on; read only if there is something to train.
+        texts: the texts to train on; read only if there is something to train.
 
     Returns:
         The size of its vocabulary.

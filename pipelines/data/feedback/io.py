@@ -73,13 +73,13 @@ def import_file(
         database: the run's.
         kind: a key of `FORMATS`.
         path: a JSONL (also .gz), Parquet or JSON file; JSON holds a list of rows.
-        name: of the rows in the database, by which `export_file` finds them.
-        annotator: who ranked, where a row does not say.
+        name: the name of the rows in the database, by which `export_file` finds them.
+        annotator: the annotator of rows that name none.
         held_out_share: share of the prompts to hold out; equal prompts are on the same side of the split.
         gold: whether the rankings are reference answers, on which annotators are tested without knowing; of several
             rankings of a prompt the first is used.
         max_bad_share: the largest share of rows that may be left out because they cannot be read.
-        quarantine_file: where to list these rows with their lines and reasons; beside the file if None.
+        quarantine_file: the file to list these rows in, with their lines and reasons; beside the source file if None.
 
     Raises:
         UserError: too many rows cannot be read; the message names the first, and nothing was added.

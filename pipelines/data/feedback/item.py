@@ -19,7 +19,7 @@ class PreferenceItem:
     Attributes:
         messages: the prompt.
         texts: [K], the answers.
-        ranks: by annotator [K], 1 is best; None for an answer that the annotator did not rank.
+        ranks: the ranks by annotator [K], 1 is best; None for an answer that the annotator did not rank.
         models: [K], the sources of the answers.
         details: the row's other fields, so that it can be written back.
     """

@@ -50,7 +50,7 @@ class RewardAudit:
         cases: prompts with at least one honest answer that got a score.
         failures: honest answers that got no score, and the last one's reason.
         constant: whether every answer got the same score, so that the audit tells nothing.
-        hacks: by the names of `HACKS`; those that do not apply are missing.
+        hacks: the results by the names of `HACKS`; those that do not apply are missing.
     """
 
     honest: float | None
@@ -73,7 +73,7 @@ def audit_reward(score: ScoreAnswers, cases: Sequence[AuditCase], keywords: str,
         score: the reward.
         cases: prompts with honest answers.
         keywords: the value of `code_keywords`.
-        weight: of the reward in the sum: of a negative one, low scores are good.
+        weight: the weight of the reward in the sum; if it is negative, low scores are good.
     """
     hacks = [hacked_answers(case, list(_others(cases, number)), keywords) for number, case in enumerate(cases)]
     texts = [[*case.honest, *own.values()] for case, own in zip(cases, hacks, strict=True)]

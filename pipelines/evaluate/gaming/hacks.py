@@ -46,7 +46,7 @@ def hacked_answers(case: AuditCase, others: Sequence[AuditCase], keywords: str) 
     Args:
         case: the prompt.
         others: other prompts, whose answers do not belong to this one.
-        keywords: of the reward function's code; empty where there is no code.
+        keywords: the words of the reward function's code; empty where there is no code.
 
     Returns:
         The hacks that apply: without keywords or other prompts, those that need them are left out.

@@ -20,7 +20,7 @@ class Pair:
         question: the user's message, or a conversation as text.
         first, second: the answers.
         outcome: 1 if people prefer the first answer, 0 if the second, 0.5 for a tie; None where nobody judged.
-        models: who wrote them.
+        models: the names of the models that wrote them.
     """
 
     question: str

@@ -38,7 +38,7 @@ def compare_by_judge(
         least: the least agreement with people, at the lower end of its interval.
         accepted: the name of a judge that is used in spite of it.
         out: the file to write, JSON.
-        console: where to print.
+        console: the console to print on.
 
     Raises:
         UserError: the judge agrees less with people, or there is no pair of theirs, and it is not `accepted`.

@@ -37,7 +37,7 @@ class JudgeAgreement:
     Attributes:
         agreement: the judge's mean outcome for the answer that people prefer; 0.5 is chance.
         longer_preferred, shorter_preferred: the same where that is the longer, or the shorter answer; None without any.
-        first_shown: of its decided verdicts, the share for the answer shown first; 0.5 without position bias.
+        first_shown: the share of its decided verdicts for the answer shown first; 0.5 without position bias.
         inconsistent: the share of pairs on which the two orders gave different verdicts.
         longer_by_judge, longer_by_people: how often each prefers the longer answer; None if lengths are equal.
         without_verdict: pairs on which the judge gave none in one of the orders, which are left out.

@@ -30,7 +30,7 @@ class HttpModel:
     those of chat completions. The key is that of the environment variable OPENAI_API_KEY, if it is set.
 
     Attributes:
-        address: such as http://127.0.0.1:8000 or http://127.0.0.1:8000/v1.
+        address: the address, such as http://127.0.0.1:8000 or http://127.0.0.1:8000/v1.
         model: its name at the server.
         seconds: the most for one request.
         progress: called with the number of requests that were answered since the last call.

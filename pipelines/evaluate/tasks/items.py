@@ -43,12 +43,12 @@ class EvaluationTask:
 
     Attributes:
         name: letters, digits, dots, dashes and underscores.
-        title: for people.
+        title: a title for people.
         metric: the measure.
-        items: at least one.
+        items: the items, at least one.
         chat: whether a model with a chat template sees the prompt as a user's message.
         bare: how a model without one sees it; `{}` stands for the prompt.
-        max_tokens: of an answer.
+        max_tokens: the most tokens of an answer.
         bad_rows: the reasons why rows of its file could not be used, each with file and line.
     """
 

@@ -33,8 +33,8 @@ class LayoutTask:
         items: makes the items of one row; none for a row that is left out.
         metric: the measure, unless the recipe names another.
         fixed: whether the recipe's metric is ignored.
-        suffix: of the task's name, where a layout gives several.
-        chat, bare: as of `EvaluationTask`.
+        suffix: the suffix of the task's name, where a layout gives several.
+        chat, bare: the same as those of `EvaluationTask`.
         left_out: the reason why a row has no item, for people.
     """
 
@@ -52,8 +52,8 @@ class Layout:
     """A published layout.
 
     Attributes:
-        name: of the benchmark that has it.
-        fields: that its rows have.
+        name: the name of the benchmark that has it.
+        fields: the fields that its rows have.
         measures: the tasks that it gives.
     """
 
@@ -71,10 +71,10 @@ class Layout:
         """Makes the tasks of a file's rows, without those that cannot be used.
 
         Args:
-            rows: at least one.
+            rows: the rows, at least one.
             places: file and line of each.
-            name: of the tasks.
-            settings: of the recipe.
+            name: the name of the tasks, behind which a suffix may come.
+            settings: the task's entry in the recipe.
 
         Raises:
             UserError: more than `max_bad_share` of the rows cannot be used, or none has an item.

@@ -26,7 +26,7 @@ def lm_eval_results(
         tasks: the tasks.
         figures: the value of `task_figures`.
         model: the model's name in the figures.
-        seed: of the run.
+        seed: the seed of the run.
     """
     results, samples = {}, {}
     for task in tasks:

@@ -19,7 +19,7 @@ class ItemResult:
         said: the greedy answer, or the option that the model prefers.
         nats: the options' log-probabilities; empty for answers.
         size: the bytes of a text; 1 for every other item.
-        lead: by how much the first option leads the second; None for answers and texts.
+        lead: the lead of the first option over the second; None for answers and texts.
     """
 
     id: str
@@ -35,7 +35,7 @@ class TaskAnswers:
     """A model's results on a task.
 
     Attributes:
-        results: of the items that fit, in their order.
+        results: the results of the items that fit, in their order.
         too_long: the ids of the items that did not fit the model's context, and were left out.
     """
 

@@ -20,7 +20,7 @@ def task_figures(tasks: Sequence[EvaluationTask], answers: Answers) -> dict[str,
 
     Args:
         tasks: the tasks.
-        answers: of models in their order, each of which is compared with the one before.
+        answers: the answers of models in their order, each of which is compared with the one before.
 
     Returns:
         By task: title, metric, chance, whether higher is better, the `bad_rows` of its file; `models`, each with the

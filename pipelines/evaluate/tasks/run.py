@@ -48,12 +48,12 @@ def evaluate_alone(
 
     Args:
         target: a Hugging Face model directory, or the address of an OpenAI-compatible server.
-        tasks: at least one.
+        tasks: the tasks, at least one.
         out: a folder, made if it is missing.
         actors: the engines to run side by side, for a folder; None for one a core or GPU, up to `MAX_ACTORS`.
         chats: whether prompts are rendered with the model's chat template; for a folder.
         model: the model's name at an address; None where there is one.
-        console: where to print.
+        console: the console to print on.
 
     Raises:
         UserError: there is no such model, or it cannot be evaluated.
@@ -108,9 +108,9 @@ def write_task_files(
 
     Args:
         tasks: the tasks.
-        answers: by task, then by model.
+        answers: the answers by task, then by model.
         figures: the value of `task_figures`.
-        seed: of the run.
+        seed: the seed of the run.
         out: the folder.
     """
     write_json(out / "tasks.json", figures)

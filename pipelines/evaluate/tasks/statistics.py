@@ -31,7 +31,7 @@ class TaskChange:
 
     Attributes:
         before: the value of the first model on the `n` common cases.
-        after: that of the second.
+        after: the value of the second.
         change: the difference.
         low: lower end of its 95 % interval; None for a single case.
         high: its upper end.

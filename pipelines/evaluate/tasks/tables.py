@@ -17,7 +17,7 @@ def print_tasks(figures: Mapping[str, Any], console: Console) -> None:
 
     Args:
         figures: the value of `task_figures`.
-        console: where to print.
+        console: the console to print on.
     """
     if not figures:
         return
