@@ -41,6 +41,9 @@ def targets(batch: RolloutBatch, rewards: Tensor, values: Tensor | None) -> tupl
 
     Args:
         values: [N, T], the value of the state in which token t is drawn.
+
+    Raises:
+        ValueError: there are no values.
     """
     if values is None:
         raise ValueError("PPO needs a critic's values")
@@ -49,7 +52,12 @@ def targets(batch: RolloutBatch, rewards: Tensor, values: Tensor | None) -> tupl
 
 
 def value_losses(values: Tensor, targets: Targets, clip: Clip) -> Tensor:
-    """Computes half the larger squared error with and without clipping the step from the old value. [N, T]."""
+    """Computes half the larger squared error with and without clipping the step from the old value (Ouyang et al. 2022,
+    after Schulman's code). [N, T].
+
+    Raises:
+        ValueError: the targets have no old values or no returns.
+    """
     if targets.values is None or targets.returns is None:
         raise ValueError("a value loss needs the targets of a critic")
     near = targets.values + (values - targets.values).clamp(-clip.low, clip.high)

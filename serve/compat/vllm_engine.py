@@ -72,6 +72,7 @@ def require_quantization(name: str) -> None:
 
 
 def require_name(key: str, name: str, known: Iterable[str]) -> None:
+    """Raises a UserError that lists the names that vLLM knows unless the value of a recipe key is one of them."""
     if name not in (names := sorted(known)):
         raise UserError(f"{key}: vLLM has no {name!r}; it has {', '.join(names)}")
 

@@ -210,4 +210,5 @@ def _parts(content: Any) -> Any:
 
 
 def described(messages: Messages) -> str:
+    """Names a conversation in messages, by its beginning."""
     return f"a conversation that begins {messages[0]['content'][:40]!r}" if messages else "an empty conversation"

@@ -192,7 +192,11 @@ def shard_like(tensor: Tensor, own: Tensor) -> Tensor:
 
 def own_rows(own: Tensor) -> slice:
     """Returns the rows of a tensor that this worker holds: of n rows over W workers the chunk of ⌈n / W⌉ that has its
-    number, as `torch.chunk` counts them."""
+    number, as `torch.chunk` counts them.
+
+    Raises:
+        RuntimeError: the tensor is not sharded by rows.
+    """
     if not isinstance(own, DTensor):
         return slice(None)
     begin, end = 0, own.shape[0]
