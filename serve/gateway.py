@@ -103,15 +103,6 @@ class GatewayApp:
     promotions: Promotions | None
 
 
-def gateway_app(
-    models: Mapping[str, ModelEndpoint],
-    settings: GatewaySettings,
-    read_states: Callable[[], ReplicaStates] = dict[str, dict[str, str]],
-) -> Middleware:
-    """Returns the HTTP application of a server's only gateway. See `build_gateway`."""
-    return build_gateway(models, settings, read_states, Peers(["gateway"], 0, "")).asgi
-
-
 def build_gateway(
     models: Mapping[str, ModelEndpoint],
     settings: GatewaySettings,

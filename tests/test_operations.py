@@ -17,11 +17,11 @@ from fastapi import FastAPI
 from cluster.recipe.loading import load_recipe
 from cluster.recipe.serve import Serve
 from pipelines.cli.main import app
-from serve.gateway import GatewaySettings, gateway_app
+from serve.gateway import GatewaySettings
 from serve.http.metrics import GatewayMetrics
 from serve.http.middleware import Middleware
 from tests.helpers import DEMO, ROOT
-from tests.serve.support.local import Parrot
+from tests.serve.support.local import Parrot, gateway_app
 
 INFRA = ROOT / "infra"
 MANIFESTS = sorted((INFRA / "kubernetes").glob("*.yaml"))

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from actors.learner.learner import Learner
+from actors.learner.remote import RemoteLearner
 from actors.model.causal_lm import build
 from actors.model.reward_head import with_new_head
 from actors.trainer.data import Shard
@@ -51,15 +52,21 @@ def make(folders: Folders, **settings: object) -> Learner:
 
 def samples(learner: Learner) -> list[list[Sample]]:
     """Returns ANSWERS as samples of the learner's current policy, by prompt."""
+    return samples_of(learner, PROMPTS, ANSWERS, learner.version)
+
+
+def samples_of(
+    learner: Learner | RemoteLearner, prompts: list[Prompt], answers: list[list[list[int]]], version: int
+) -> list[list[Sample]]:
+    """Returns answers as samples of a learner's policy, by prompt, drawn by this version of the weights."""
     groups = []
-    for prompt, answers in zip(PROMPTS, ANSWERS, strict=True):
-        rows = [prompt.token_ids + answer for answer in answers]
+    for prompt, own in zip(prompts, answers, strict=True):
+        rows = [prompt.token_ids + answer for answer in own]
         logprobs = learner.logprobs(rows, [len(prompt.token_ids)] * len(rows), 1.0)
-        versions = [learner.version] * 9
         groups.append(
             [
-                Sample(RolloutId(0, prompt.id, index), answer, values, versions[: len(answer)], "stop", "")
-                for index, (answer, values) in enumerate(zip(answers, logprobs, strict=True))
+                Sample(RolloutId(0, prompt.id, index), answer, values, [version] * len(answer), "stop", "")
+                for index, (answer, values) in enumerate(zip(own, logprobs, strict=True))
             ]
         )
     return groups

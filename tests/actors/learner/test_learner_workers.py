@@ -18,7 +18,7 @@ from cluster.errors import StageError
 from cluster.recipe.base import Lora
 from cluster.recipe.rlhf.section import Rlhf
 from cluster.runtime.plan import Allocation
-from tests.actors.learner.hand_made import Folders
+from tests.actors.learner.hand_made import Folders, samples_of
 from tests.helpers import rlhf
 
 pytestmark = pytest.mark.slow
@@ -40,17 +40,7 @@ def two_workers(folders: Folders, settings: Rlhf, checkpoint: Path) -> Iterator[
 
 
 def step(learner: Learner | RemoteLearner) -> dict[str, Any]:
-    groups = []
-    for prompt, answers in zip(PROMPTS, ANSWERS, strict=True):
-        rows = [prompt.token_ids + answer for answer in answers]
-        logprobs = learner.logprobs(rows, [len(prompt.token_ids)] * len(rows), 1.0)
-        groups.append(
-            [
-                Sample(RolloutId(0, prompt.id, index), answer, values, [0] * len(answer), "stop", "")
-                for index, (answer, values) in enumerate(zip(answers, logprobs, strict=True))
-            ]
-        )
-    return learner.step(PROMPTS, groups, REWARDS, {})
+    return learner.step(PROMPTS, samples_of(learner, PROMPTS, ANSWERS, 0), REWARDS, {})
 
 
 def assert_alike(row: dict[str, Any], expected: dict[str, Any]) -> None:

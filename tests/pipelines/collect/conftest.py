@@ -1,7 +1,4 @@
-"""A chat format whose tokens are bytes, and an empty feedback database."""
-
-from collections.abc import Iterator
-from pathlib import Path
+"""A chat format whose tokens are bytes."""
 
 import pytest
 from tokenizers import Tokenizer
@@ -11,7 +8,6 @@ from transformers import PreTrainedTokenizerFast
 
 from actors.model.chat import Chat
 from actors.model.tokenizer import CHAT_TEMPLATE, END_OF_TEXT, END_OF_TURN, SPECIAL_TOKENS
-from cluster.feedback import Feedback, open_feedback
 
 
 @pytest.fixture(scope="module")
@@ -23,9 +19,3 @@ def chat() -> Chat:
     tokenizer.add_special_tokens({"additional_special_tokens": list(SPECIAL_TOKENS)})
     tokenizer.chat_template = CHAT_TEMPLATE
     return Chat(tokenizer)
-
-
-@pytest.fixture
-def database(tmp_path: Path) -> Iterator[Feedback]:
-    with open_feedback(f"sqlite:///{tmp_path / 'feedback.db'}") as opened:
-        yield opened

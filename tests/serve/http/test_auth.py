@@ -13,11 +13,11 @@ from cluster.feedback import open_feedback
 from cluster.keys import SCOPES, KeyRing, new_key
 from cluster.run.folder import RunFolder
 from serve.errors import RequestError
-from serve.gateway import GatewaySettings, gateway_app
+from serve.gateway import GatewaySettings
 from serve.http.auth import AnonymousAccess, anonymous_access, is_loopback, scopes_for
 from serve.http.middleware import Middleware
 from serve.server import access_notice
-from tests.serve.support.local import Parrot, asking
+from tests.serve.support.local import Parrot, asking, gateway_app
 
 pytestmark = pytest.mark.anyio
 

@@ -17,11 +17,11 @@ from cluster.errors import UserError
 from cluster.recipe.serve import Tls
 from cluster.run.folder import RunFolder
 from cluster.run.server_client import NotServedError, ask_server, write_server
-from serve.gateway import GatewaySettings, gateway_app
+from serve.gateway import GatewaySettings
 from serve.http.listener import Listener, encryption
 from tests.helpers import free_port
 from tests.serve.support.certificates import write_certificate
-from tests.serve.support.local import Parrot, prompt
+from tests.serve.support.local import Parrot, gateway_app, prompt
 
 pytestmark = pytest.mark.anyio
 

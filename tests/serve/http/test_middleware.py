@@ -17,10 +17,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from cluster.errors import UserError
 from cluster.feedback import open_feedback
 from cluster.keys import KeyRing
-from serve.gateway import GatewaySettings, gateway_app
+from serve.gateway import GatewaySettings
 from serve.http.limits import MAX_BODY_BYTES, MIN_BODY_BYTES
 from serve.http.middleware import SAFE_HEADERS
-from tests.serve.support.local import Parrot, asking, prompt
+from tests.serve.support.local import Parrot, asking, gateway_app, prompt
 
 pytestmark = pytest.mark.anyio
 

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from cluster.feedback import open_feedback
-from serve.gateway import GatewaySettings, gateway_app
+from serve.gateway import GatewaySettings
 from tests.helpers import wait_until
 from tests.serve.support.browsing import IN_A_BROWSER, Site, served
+from tests.serve.support.local import gateway_app
 from tests.serve.support.scripted import Scripted
 
 api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")

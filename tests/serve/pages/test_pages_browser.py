@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from cluster.feedback import open_feedback
-from serve.gateway import GatewaySettings, gateway_app
+from serve.gateway import GatewaySettings
 from tests.serve.support.browsing import IN_A_BROWSER, Site, served
 from tests.serve.support.labeling import fill
+from tests.serve.support.local import gateway_app
 from tests.serve.support.run_folder import write_run
 from tests.serve.support.scripted import Scripted
 

@@ -9,9 +9,9 @@ import pytest
 from cluster.keys import KeyRing
 from cluster.run.folder import RunFolder
 from cluster.run.trail import Decision, add_decision, read_answer
-from serve.gateway import GatewaySettings, gateway_app
+from serve.gateway import GatewaySettings
 from tests.serve.support.browsing import IN_A_BROWSER, served
-from tests.serve.support.local import Parrot
+from tests.serve.support.local import Parrot, gateway_app
 from tests.serve.support.run_folder import HOSTILE, at_work, write_run
 
 api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")

@@ -10,9 +10,16 @@ from typing import Any
 
 import httpx
 
-from serve.gateway import GatewaySettings, gateway_app
+from serve.gateway import GatewaySettings, build_gateway
+from serve.http.middleware import Middleware
+from serve.peers import Peers
 from serve.transport.messages import CompleteResponse, Endpoint, EngineState, Part, PromotionResult, Usage
-from serve.transport.pool import GivenUp, ignore
+from serve.transport.pool import GivenUp, ModelEndpoint, ignore
+
+
+def gateway_app(models: Mapping[str, ModelEndpoint], settings: GatewaySettings) -> Middleware:
+    """Returns the HTTP application of a server's only gateway, whose replicas have no states to show."""
+    return build_gateway(models, settings, dict[str, dict[str, str]], Peers(["gateway"], 0, "")).asgi
 
 
 class Parrot:

@@ -26,12 +26,6 @@ from serve.transport.replica_end import ReplicaConnection, connect
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture(params=[False, True], ids=["asyncio", "uvloop"])
-def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]:
-    """Runs tests on uvloop and on asyncio: Ray Serve uses uvloop if it is installed."""
-    return "asyncio", {"use_uvloop": request.param}
-
-
 PARTS = [ResponseStart("abc"), "data: é\n\n", "", "data: " + "x" * 300_000 + "\n\n", Usage(3, 5, "abc, def")]
 
 

@@ -32,12 +32,6 @@ pytestmark = pytest.mark.anyio
 MODEL = "count"
 
 
-@pytest.fixture(params=[False, True], ids=["asyncio", "uvloop"])
-def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]:
-    """Runs tests on uvloop and on asyncio: Ray Serve uses uvloop if it is installed."""
-    return "asyncio", {"use_uvloop": request.param}
-
-
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool, "CONNECT_SECONDS", 0.5)

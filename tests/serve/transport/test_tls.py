@@ -18,12 +18,6 @@ from tests.serve.support.certificates import write_certificate
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture(params=[False, True], ids=["asyncio", "uvloop"])
-def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]:
-    """Runs tests on uvloop and on asyncio: Ray Serve uses uvloop if it is installed."""
-    return "asyncio", {"use_uvloop": request.param}
-
-
 def use(monkeypatch: pytest.MonkeyPatch, certificate: Path, key: Path) -> None:
     """Sets Ray's variables; the certificate is its own authority."""
     files = {"SERVER_CERT": certificate, "SERVER_KEY": key, "CA_CERT": certificate}

@@ -3,7 +3,6 @@
 import gzip
 import json
 from collections import Counter
-from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import pytest
 from scipy.stats import kendalltau
 
 from cluster.errors import UserError
-from cluster.feedback import COMPARED, GOLD, Completion, Feedback, FeedbackPrompt, Ranking, open_feedback
+from cluster.feedback import COMPARED, GOLD, Completion, Feedback, FeedbackPrompt, Ranking
 from cluster.feedback.agreement import agreement
 from pipelines.cli.main import main
 from pipelines.data.feedback.io import export_file, import_file
@@ -78,12 +77,6 @@ ROWS: dict[str, list[dict[str, Any]]] = {
     ],
 }
 TREES = SHARED / "sft" / "openassistant-100-trees.jsonl"
-
-
-@pytest.fixture
-def database(tmp_path: Path) -> Iterator[Feedback]:
-    with open_feedback(f"sqlite:///{tmp_path / 'feedback.db'}") as opened:
-        yield opened
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> Path:
