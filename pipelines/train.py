@@ -70,6 +70,7 @@ def fit(job: TrainingJob, plan: Plan, title: str) -> list[dict[str, Any]]:
     Raises:
         UserError: there are no rows, or they do not fit the model.
         StageError: the loss is not finite, a worker waited longer than its deadline, or the disk is full.
+        DeadlineError: the cluster had no room for the workers in time.
     """
     for purpose, shards in (("train on", job.shards), ("hold out", job.held_out)):
         if not shards:

@@ -129,7 +129,11 @@ def forget_answer(root: Path) -> None:
 
 
 def read_answer(root: Path, number: int) -> Approval | None:
-    """Reads a person's answer to a round; None if there is none."""
+    """Reads a person's answer to a round; None if there is none.
+
+    Raises:
+        UserError: the file with the answer is damaged.
+    """
     try:
         found = Approval(**json.loads(_answer(root).read_text(encoding="utf-8")))
     except FileNotFoundError:

@@ -106,6 +106,9 @@ def receive_files(folder: Path) -> None:
 
     Args:
         folder: the job's working directory, with `recipe.yaml`.
+
+    Raises:
+        UserError: the run folder cannot be written.
     """
     table = json.loads((folder / TABLE).read_text(encoding="utf-8"))
     recipe = load_recipe(folder / "recipe.yaml")

@@ -35,6 +35,7 @@ class Counts:
     not_judged: Counter[str] = field(default_factory=Counter)
 
     def add_read(self, batch: MeasuredBatch, settings: MeasureSettings) -> None:
+        """Counts documents that were read, their personal data, and their signals in histograms."""
         self.found.update(documents=len(batch.documents), bytes=sum(batch.read_bytes))
         found = {kind: int(batch.signals[f"personal_{kind}"].sum()) for kind in settings.personal_data}
         self.personal_data.update(found)
@@ -42,20 +43,24 @@ class Counts:
             self.histograms[name] = self.histograms.get(name, 0) + bins
 
     def add_not_judged(self, signals: Signals, rules: Sequence[Bound]) -> None:
+        """Counts, by rule, the documents whose signal was not measured (NaN)."""
         for rule in rules:
             if without := int(np.isnan(signals[rule.signal]).sum()):
                 self.not_judged[rule.reason] += without
 
     def add_dropped(self, dropped: Sequence[tuple[Document, str]]) -> None:
+        """Counts dropped documents by reason, and keeps the first of each reason as an example."""
         for document, reason in dropped:
             self.dropped[reason] += 1
             self.dropped_bytes[reason] += len(document.text.encode())
             self.examples.setdefault(reason, {"id": document.id, "text": document.text[:_EXAMPLE_CHARACTERS]})
 
     def add_kept(self, table: pa.Table) -> None:
+        """Counts the documents of a part file that is written."""
         self.kept.update(documents=table.num_rows, bytes=sum(table["bytes"].to_pylist()))
 
     def report(self) -> Report:
+        """Returns the counts as JSON, to be added up over splits."""
         return {
             "found": dict(self.found),
             "kept": dict(self.kept),

@@ -80,7 +80,11 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
 
 
 def with_restarts(work: Callable[[], Result], restarts: int) -> Result:
-    """Repeats a function, up to a number of times, when the learner dies in it: it resumes from the last checkpoint."""
+    """Repeats a function, up to a number of times, when the learner dies in it: it resumes from the last checkpoint.
+
+    Raises:
+        LearnerLostError: the learner died once more than that.
+    """
     for left in reversed(range(restarts + 1)):
         try:
             return work()

@@ -125,7 +125,11 @@ def write_preferences(recipe: Recipe, run: RunFolder, branch: RunFolder, request
 def ranking_rows(
     recipe: Recipe, run: RunFolder, chat: Chat, given: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Makes the rows of rankings.parquet from a visitor's rankings; see `write_preferences`."""
+    """Makes the rows of rankings.parquet from a visitor's rankings.
+
+    Raises:
+        UserError: a ranking names another prompt or other answers than there are.
+    """
     split = rankings.split_prompts([one["prompt"] for one in given], HELD_OUT_SHARE, recipe.seed)
     rows = []
     with open_feedback(run.feedback_url) as database:

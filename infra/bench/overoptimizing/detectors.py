@@ -35,6 +35,7 @@ class Course:
 
     @classmethod
     def of(cls, run: Run) -> "Course":
+        """Reads the course of the `gold` scores of a run."""
         gold, side = [step["gold"] for step in run["steps"]], TRUTH_WINDOW // 2
         truth = np.array([np.mean(gold[max(0, n - side) : n + side + 1]) for n in range(len(gold))])
         fall = FALL * run["gold_deviation"]
@@ -87,10 +88,12 @@ class Detector:
     threshold: float = np.inf
 
     def alarm(self, run: Run) -> int | None:
+        """Finds the step of the first alarm; None without one."""
         above = np.flatnonzero(self.values(run) > self.threshold)
         return int(above[0]) if len(above) else None
 
     def outcome(self, runs: Sequence[Run]) -> DetectorResult:
+        """Counts falls, alarms and false alarms over runs."""
         falls = found = in_time = false = 0
         leads, kept = [], []
         for run in runs:
