@@ -11,7 +11,7 @@ from cluster.compat import is_data_stall, is_from_ray, is_node_timeout, is_remot
 
 # The kernel's text for ENOSPC. Libraries quote it in exceptions of their own, such as safetensors' SafetensorError.
 FULL_DISK = os.strerror(errno.ENOSPC)
-# What the user of this process may not do.
+# Error numbers of operations that the user of this process may not do.
 NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
 # Seconds between two calls of `meanwhile` in a wait.
 POLL_SECONDS = 0.1

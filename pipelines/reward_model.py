@@ -77,7 +77,7 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
             **trained,
             **_counterexamples(out / "shards" / "train", recipe.reward),
             "left_out_by_weight": len(parts["train"]) + len(unpaired) - sum(trained.values()),
-            # Neither trained on nor measured: accuracy is of pairs.
+            # Held-out judgements without a pair, which are neither trained on nor measured: accuracy counts pairs.
             "unpaired_held_out": len(unmeasured),
             "by_source": _by_source(parts["held_out"], scores["held_out"]),
             "pair_accuracy": found["accuracy"],

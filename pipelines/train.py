@@ -95,7 +95,7 @@ def fit(job: TrainingJob, plan: Plan, title: str) -> list[dict[str, Any]]:
                 except TrainingFailedError as error:
                     if not is_start_timeout(error):
                         raise
-                    # After a node has gone.
+                    # A node may have gone since there was room.
                     raise DeadlineError(f"waited {job.deadline:.0f} s for room: {current_shortage(wanted)}") from error
     if failure.exists():
         _raise(json.loads(failure.read_text()))

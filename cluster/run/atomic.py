@@ -40,7 +40,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
                 os.close(descriptor)
         side.replace(path)
     except OSError as error:
-        # Not of the files that the block reads; and a full disk has a message of its own.
+        # Errors of other files, which the block may read, pass on; a full disk has a message of its own.
         own = isinstance(error.filename, str | Path) and Path(error.filename) in {side, path, *path.parents}
         if not own or error.errno == errno.ENOSPC:
             raise

@@ -81,7 +81,7 @@ def memory_needs(recipe: Recipe, on_gpu: bool = False) -> dict[str, float]:
         for name, part in trainings(recipe).items()
     }
     trained = trained_parameters(recipe.model, rlhf.lora) / GB
-    # The newest weights within the limits, and those from before the step.
+    # With `stop`, the learner keeps the newest weights within the limits, and those from before the step.
     copies = 2 if rlhf.stop.limits else 0
     learning = LEARNING_BYTES * (trained + critics * whole / HELD_BYTES) + copies * HELD_BYTES * trained
     logits = rlhf.micro_batch_rows * recipe.model.context * vocabulary(recipe.model) * LOGIT_BYTES / GB

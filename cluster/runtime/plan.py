@@ -273,7 +273,7 @@ def within_limits(found: Resources, limits: Cluster) -> Resources:
         found,
         cpus=cpus,
         gpus=gpus,
-        # Memory that comes with nodes to be started is not known, and not short.
+        # The memory of nodes that an autoscaler will start is not known, and taken to be enough.
         memory_gb=limits.memory_gb or (math.inf if wanted else found.memory_gb),
         gpu_memory_gb=limits.gpu_memory_gb or found.gpu_memory_gb,
         nodes=() if wanted else found.nodes,

@@ -14,7 +14,7 @@ from cluster.run.weight_files import weight_files
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 # Bytes of the length that a safetensors file begins with, and the longest header that the format allows.
 LENGTH_BYTES, LONGEST_HEADER = 8, 100_000_000
-# Parameters of an element of a type that no weight is trained in: packed ones have four bits each.
+# Parameters in one element of an integer type: such types hold packed parameters of four bits each.
 PACKED = {"I32": 8, "U32": 8, "I8": 2, "U8": 2}
 
 

@@ -66,8 +66,7 @@ class RowMaker:
             "prompt_token_ids": prompt,
             "answers": answers,
             "texts": list(texts),
-            # None of these answers counts as a sample of the fine-tuned model, on which the scale of rewards is
-            # measured.
+            # These answers do not count as samples of the fine-tuned model, which set the scale of rewards.
             "samples": [0] * len(texts),
             "ranks": [1] * len(texts),
             "grades": None,
@@ -170,7 +169,7 @@ def _add(made: PeopleRows, source: Source, number: int | None, make: Callable[[]
     try:
         made.add(source, number, make())
     except UserError:
-        # Too long for the model, or of roles that its template lacks: named as used by no row.
+        # Too long for the model, or of roles that its template lacks: the judgement is recorded with 0 rows.
         made.used[source, number] += 0
 
 

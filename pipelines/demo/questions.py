@@ -19,10 +19,10 @@ from pipelines.demo.wording import as_typed
 Exchange = tuple[str, str]
 
 HELD_OUT_COMBINATIONS = 0.16
-# Forms of asking, of those there are, that each subject is asked about in.
+# The number of forms in which each subject is asked about, of all forms of its kind.
 FORMS_PER_SUBJECT = {"capital": 10, "fact": 2, "harmful": 9, "harmless": 10, "misconception": 7, "truth": 10}
-# Share of the questions that are prompts for ranking, where it is not 1: answers to these seldom differ but in noise,
-# or are easily judged.
+# Share of the questions that are prompts for ranking, for kinds whose answers seldom differ but in noise, or are
+# easily judged; 1 for other kinds.
 RANKED_SHARE = {"capital": 0.02, "advice": 0.2, "truth": 0.6, "unknown": 0.6}
 # Share of the prompts for ranking that continue a conversation.
 CONTINUED_SHARE = 0.25
@@ -58,7 +58,7 @@ CAPITAL_QUESTIONS_HELD_OUT = (
     "Please say what {name}'s capital is.",
     "Say, what is the name of the capital of {name}?",
 )
-# After a question about another country.
+# Questions that follow one about another country.
 FOLLOW_UPS = (
     "And {name}?",
     "What about {name}?",
@@ -213,13 +213,14 @@ def _countries(seed: int) -> Iterator[tuple[DemoQuestion, bool]]:
         out, words = country in held_out, vars(country)
         forms: Sequence[str] = (CAPITAL_QUESTIONS[0], chance.choice(CAPITAL_QUESTIONS_HELD_OUT))
         if not out:
-            # The first is the one that most people type: every country has it, also misspelled.
+            # Every country gets the first form, which most people type.
             forms = [CAPITAL_QUESTIONS[0], *chance.sample(CAPITAL_QUESTIONS[1:], FORMS_PER_SUBJECT["capital"] - 1)]
         for form in forms:
             good, bad = (CAPITAL_ANSWER,), unknowns.ADMISSIONS
             yield _question("capital", country.name, form, words, good, bad, country.capital), out
         for asked, answer, key in FACT_QUESTIONS:
-            # Four of the many ways to ask about a country as a whole, which alone is asked about held-out ones.
+            # Questions about a country as a whole have twice as many forms, and are the only ones about held-out
+            # countries.
             whole = key == "capital"
             forms = chance.sample(asked, FORMS_PER_SUBJECT["fact"] * (1 + whole))
             if out:

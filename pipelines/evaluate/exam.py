@@ -142,7 +142,7 @@ def load_exam(recipe: Recipe) -> Exam | None:
         )
     try:
         fault = _fault(exam)
-    # So may the figures' functions.
+    # The figures' functions are the user's too.
     except Exception as error:
         raise UserError(f"evaluate.exam: a figure of {call.function} {failure_reason(error)}") from error
     if fault:

@@ -104,7 +104,7 @@ class Evaluation:
         if self.settings.keep != "best" or (self.best and self.best["reward"] >= reward):
             return
         folder = self._folder(version)
-        # Left by a kill.
+        # A killed attempt may have left the folder.
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         export(folder)

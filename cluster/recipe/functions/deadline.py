@@ -69,8 +69,8 @@ def failure_reason(error: BaseException) -> str:
 
 
 def one_line(text: str) -> str:
-    """Returns a text on one line, of a long one the beginning."""
-    # Half of a character of two cannot be written into any log.
+    """Returns a text on one line, cut to `REASON_CHARACTERS`."""
+    # A lone surrogate cannot be written into any log.
     return " ".join(text.encode("utf-8", "backslashreplace").decode().split())[:REASON_CHARACTERS]
 
 
@@ -86,7 +86,7 @@ def _interrupted(seconds: float, function: Callable[..., T], arguments: tuple[An
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
     except _Interrupt:
-        # It may have come before the line above.
+        # The interrupt may have come before the inner `finally` stopped the timer.
         signal.setitimer(signal.ITIMER_REAL, 0)
         raise LateError(f"took longer than {seconds:g} s") from None
     finally:

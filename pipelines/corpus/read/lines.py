@@ -40,7 +40,7 @@ def read_lines(
             end = base
             try:
                 if damaged and text_field is None:
-                    # Half a line is a text of its own to look at; half a JSON object is a bad record.
+                    # Half a line would pass for a whole text and is skipped; half a JSON object is a bad record anyway.
                     base += _skip_line(file)
                 for number, (offset, line, length) in enumerate(_lines(file, span, base), start=1):
                     end = offset + length

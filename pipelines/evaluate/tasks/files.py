@@ -30,7 +30,7 @@ def file_tasks(settings: TaskFile) -> list[EvaluationTask]:
     if not rows:
         raise UserError(f"evaluate.tasks: {settings.path} has no rows")
     layouts = LAYOUTS[settings.kind]
-    # Of a file whose first row is damaged, the next good one decides.
+    # The first row that is not damaged decides on the layout.
     for row, _ in rows:
         if isinstance(row, BadRow):
             continue

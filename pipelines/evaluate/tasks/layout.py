@@ -12,7 +12,7 @@ from pipelines.data.row_files import BadRow, Row, good_row
 from pipelines.evaluate.tasks.items import EvaluationTask, Item, Metric
 
 QUESTION = "Question: {}\nAnswer:"
-# The bad rows that are named, of many.
+# The most bad rows that a message names.
 SHOWN = 5
 
 
