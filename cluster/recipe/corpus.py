@@ -19,8 +19,8 @@ class Source(Section):
     name: str | None = Field(None, description="the source's name in ids and statistics; unset: its path or function")
     path: Annotated[str | None, PathKind.FILES] = Field(
         None,
-        description="for kind files: .txt, .jsonl, .json, .csv, .tsv, .warc or .wet, each also as .gz or .zst, "
-        ".parquet or .html; a file, folder or glob, on this machine or as a URI (s3://, gs://, hf://datasets/…)",
+        description="for kind files: .txt, .md, .rst, .jsonl, .json, .csv, .tsv, .warc or .wet, each also as .gz or "
+        ".zst, .parquet or .html; a file, folder or glob, on this machine or as a URI (s3://, gs://, hf://datasets/…)",
     )
     function: FunctionName | None = Field(
         None, description="for kind function: module:function(seed, **arguments) -> texts"

@@ -42,7 +42,7 @@ def print_summary(stats: Report, console: Console) -> None:
         if files := source["skipped_files"]:
             suffixes = sorted({PurePath(file).suffix or "no suffix" for file in files})
             listed = ", ".join(suffixes[:_SUFFIXES]) + (", …" if len(suffixes) > _SUFFIXES else "")
-            line = f"{len(files):,} files of {name} are in no format that is read ({listed}), such as {files[0]}"
+            line = f"{len(files):,} files of {name} are not read, by format or name ({listed}), such as {files[0]}"
             console.print(line, soft_wrap=True, markup=False)
     if stats["not_judged"]:
         most, count = max(stats["not_judged"].items(), key=lambda item: item[1])

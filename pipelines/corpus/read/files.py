@@ -20,6 +20,10 @@ from pipelines.corpus.read.unpack import unpacked
 # Kinds of files by suffix, in any case; those of `_PACKED` may also end with .gz or .zst.
 _KINDS = {
     ".txt": "text",
+    ".text": "text",
+    ".md": "text",
+    ".markdown": "text",
+    ".rst": "text",
     ".jsonl": "lines",
     ".ndjson": "lines",
     ".json": "json",

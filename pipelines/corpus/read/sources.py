@@ -22,8 +22,12 @@ from pipelines.corpus.read.records import BadRecord, Document, Item, Skipped
 
 # Enough work to outweigh the start of a task, and small enough to distribute a corpus over many.
 SPLIT_BYTES = 8 << 20
-# Hidden files, documentation, and the indexes of Hugging Face's datasets.
-_COMPANION = re.compile(r"\..*|.*\.md|LICENSE|dataset_infos?\.json|dataset_dict\.json|state\.json", re.IGNORECASE)
+# Hidden files, documentation of a folder, and the indexes of Hugging Face's datasets.
+_COMPANION = re.compile(
+    r"\..*|(README|LICEN[CS]E|CHANGELOG|CONTRIBUTING)(\.(md|markdown|rst))?"
+    r"|dataset_infos?\.json|dataset_dict\.json|state\.json",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -230,7 +234,9 @@ def _files_of(source: Source) -> tuple[list[StoredFile], list[str]]:
     if source.path is None:
         return [], []
     matching = find_files(source.path)
-    found = [file for file in matching if format_of(file.name) and not _is_companion(file.name)]
+    # A path that names one file means that file.
+    alone = len(matching) == 1 and matching[0].name.endswith(source.path)
+    found = [file for file in matching if format_of(file.name) and (alone or not _is_companion(file.name))]
     suffixes = ", ".join(SUFFIXES)
     if matching and not found:
         raise UserError(f"cannot read {shown_name(matching[0].name)} as text: a corpus source takes {suffixes} files")
@@ -238,7 +244,7 @@ def _files_of(source: Source) -> tuple[list[StoredFile], list[str]]:
         raise UserError(f"no {suffixes} file matches {shown_name(source.path)}; mend the path of this corpus source")
     if source.split or source.subset:
         return files_of_split(glob_root(source.path), found, source.split, source.subset), []
-    skipped = [file for file in matching if not format_of(file.name) or _is_companion(file.name)]
+    skipped = [file for file in matching if file not in found]
     others = [file for file in skipped if not _is_companion(file.name)]
     left_out = sum(file.size for file in others)
     if left_out > sum(file.size for file in found) and not source.skip_other_files:

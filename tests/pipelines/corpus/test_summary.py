@@ -62,7 +62,7 @@ def test_at_80_columns_no_name_or_number_is_broken(documents: int) -> None:
     assert sum(short_name(LONG) in line for line in lines) == 2
     assert sum(short_name(f"{LONG}-more") in line for line in lines) == 2
     assert "1 files of " in printed(documents)
-    assert "are in no format that is read (.pdf), such as " in printed(documents)
+    assert "are not read, by format or name (.pdf), such as " in printed(documents)
     (row,) = (line.split() for line in lines if line.strip().startswith("fraction of words in stop words"))
     assert row[6] == short_count(documents)
     assert not any("…" in line.replace(short_name(LONG), "").replace(short_name(f"{LONG}-more"), "") for line in lines)

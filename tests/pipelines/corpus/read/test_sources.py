@@ -51,8 +51,14 @@ def test_a_folder_is_read_in_the_order_of_its_file_names(tmp_path: Path) -> None
         file.write('{"text": "c"}\n')
     pq.write_table(pa.table({"text": ["d one", "d two"]}), tmp_path / "d.parquet")
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfa\nwhole file")
-    (tmp_path / "notes.md").write_text("not text to train on")
-    assert texts_of(files(tmp_path)) == ["a\nwhole file", "b one", "b two", "c", "d one", "d two"]
+    (tmp_path / "README.md").write_text("not text to train on")
+    (tmp_path / "e.MD").write_text("# notes")
+    with gzip.open(tmp_path / "f.rst.gz", "wt") as file:
+        file.write("more\n====\n")
+    expected = ["a\nwhole file", "b one", "b two", "c", "d one", "d two", "# notes", "more\n===="]
+    assert [text.rstrip("\n") for text in texts_of(files(tmp_path))] == expected
+    # Named by its path, it is meant.
+    assert texts_of(files(tmp_path / "README.md")) == ["not text to train on"]
 
 
 def test_ids_name_the_source_the_file_and_the_place_in_it(tmp_path: Path) -> None:
