@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import os
-import shlex
 import tomllib
 from pathlib import Path
 from typing import get_args
@@ -20,14 +19,13 @@ from cluster.recipe.model import Cluster
 from cluster.recipe.recipe import Recipe
 from cluster.recipe.serve import ModelName
 from cluster.run.folder import RunFolder
-from cluster.run.layout import stages_of
 from cluster.run.server_client import ask_server, server_file
-from cluster.run.stages import stage_state
 from cluster.run.weight_files import INDEX, WEIGHTS, weight_files, weights_fingerprint
 from cluster.runtime.machine_memory import memory_needs
 from cluster.runtime.nodes import ask_nodes, differences
 from cluster.runtime.plan import resources_here
 from cluster.runtime.session import ROOT, auth_token, require_free_port
+from pipelines.cli.status import next_command, stages_table
 
 # Less shared memory or disk than this is a problem on a node, in GB.
 MIN_SHM_GB = 1.0
@@ -165,26 +163,9 @@ def _report_run(console: Console, run: RunFolder) -> int:
     except UserError as error:
         console.print(f"{run.root}: {error}")
         return 1
-    holder = run.holder()
-    table = Table("stage", "state", "why", title=f"{run.root}" + (f" (in use by {holder})" if holder else ""))
-    problems = 0
-    pending, undone = list[str](), set[str]()
-    for stage in stages_of(recipe):
-        try:
-            state = stage_state(stage, recipe, run, undone)
-            name, why = str(state.name), state.why
-        except UserError as error:
-            name, why = "error", str(error)
-            problems += 1
-        table.add_row(stage.name, name, why)
-        if name != "done":
-            pending.append(stage.name)
-            undone.add(stage.folder)
+    table, pending, problems = stages_table(recipe, run)
     console.print(table)
-    # The recipe may name the folder that the run had before it was moved or copied.
-    command = shlex.join(["triptych", "run", str(run.recipe_path), f"run={run.root}"])
-    advice = f"`{command}` does what is left: {', '.join(pending)}"
-    console.print(advice if pending else f"all done: `triptych serve {run.root}`")
+    console.print(next_command(run, pending), markup=False)
     wrong = serving_problems(run)
     for line in wrong:
         console.print(f"serving: [red]{escape(line)}[/]")

@@ -19,7 +19,7 @@ from cluster.run.layout import OPTIONAL_STAGES, STAGES, Stage, stage_of, stages_
 from cluster.run.server_client import server_file
 from cluster.runtime.plan import make_plan, resources_here
 from cluster.runtime.session import check_address, collect_garbage_rarely, connect, require_free_port
-from pipelines.cli import evaluate, experiment, export, feedback, judge, keys, loop, rounds, score, versions
+from pipelines.cli import evaluate, experiment, export, feedback, judge, keys, loop, rounds, score, status, versions
 from pipelines.cli.stage_runner import connect_for, print_resource_plan, run_stages, serve_run
 
 app = typer.Typer(
@@ -205,6 +205,9 @@ app.command("judge", rich_help_panel=FEEDBACK)(judge.judge)
 app.add_typer(feedback.annotators, name="annotator", rich_help_panel=FEEDBACK)
 app.add_typer(feedback.exchange, name="feedback", rich_help_panel=FEEDBACK)
 app.add_typer(keys.keys, name="key", rich_help_panel=SERVING)
+
+
+app.command("status", rich_help_panel=OTHER)(status.status)
 
 
 @app.command("recipe", rich_help_panel=OTHER)

@@ -1,7 +1,6 @@
 """The run page: the state, figures, curves and samples of each stage, and the inputs that its result was made from."""
 
 import json
-import math
 import time
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -16,8 +15,9 @@ from cluster.feedback.judged import trace_judgements
 from cluster.run.folder import Manifest, RunFolder
 from cluster.run.layout import ROUND_FOLDERS, STAGES, Stage
 from cluster.run.metrics import NO_METRICS, read_metrics
+from cluster.run.progress import NOW, is_number, progress_of
 from cluster.run.round_differences import differences, differing_judgements, figure_text
-from cluster.run.rounds import kept_rounds, present_folders, present_round, round_folder, round_in_the_making
+from cluster.run.rounds import kept_rounds, present_folders, present_round, round_folder
 from cluster.run.trail import Decision, open_round, read_answer, read_trail
 from cluster.trace import FILE as TRACE
 from cluster.trace import read_trace
@@ -29,11 +29,7 @@ MAX_POINTS = 160
 MAX_SAMPLES = 24
 MAX_DECISIONS = 24
 MAX_DIFFERENCES = 200
-# The pace of a stage is that of so many of its last steps.
-RECENT_STEPS = 20
 MODELS = ("base", "sft", "policy")
-# The metrics that say how a stage goes.
-NOW = ("loss", "reward", "kl", "kl_sequence")
 # The report is a page of its own, with its style inside: it reaches nothing else, and runs nothing.
 REPORT_HEADERS = {
     "Content-Security-Policy": "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:",
@@ -138,22 +134,12 @@ def _models(root: Path) -> list[dict[str, Any]]:
 
 
 def _now(run: RunFolder, working: bool) -> dict[str, Any] | None:
-    """Returns the progress of the run: its current stage, its last step, the number of steps and the seconds left,
-    where these are known, and the newest reward and divergence."""
-    stage = next((one for one in STAGES if working and run.partial_fingerprint(one.folder) is not None), None)
-    if stage is None:
+    """Returns the progress of the run, if a process works on it."""
+    found = progress_of(run) if working else None
+    if found is None:
         return None
-    rows = read_metrics(run.partial(stage.folder))
-    found: dict[str, Any] = {"stage": stage.name, "round": round_in_the_making(run.root, stage.folder)}
-    if not rows:
-        return found
-    steps = next((row["steps"] for row in rows if "steps" in row), None)
-    recent = rows[-RECENT_STEPS:]
-    done = rows[-1]["step"] + 1
-    pace = (recent[-1]["time"] - recent[0]["time"]) / (len(recent) - 1) if len(recent) > 1 else None
-    left = pace * (steps - done) if pace is not None and steps else None
-    last = {name: value for name in NOW if _is_number(value := rows[-1].get(name))}
-    return found | {"step": done, "steps": steps, "left": left, "figures": last}
+    begun = {} if found.step is None else {"step": found.step, "steps": found.steps, "left": found.left}
+    return {"stage": found.stage, "round": found.round} | begun | ({"figures": found.figures} if begun else {})
 
 
 def _policy_curves(run: RunFolder, number: int) -> dict[str, list[tuple[int, float]]]:
@@ -262,9 +248,9 @@ def figures(metrics: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
     for name, value in metrics.items():
         if isinstance(value, dict) and "value" not in value:
             yield from figures(value, f"{prefix}{name}.")
-        elif isinstance(value, dict) and _is_number(value["value"]):
-            yield prefix + name, {key: found for key, found in value.items() if _is_number(found)}
-        elif _is_number(value):
+        elif isinstance(value, dict) and is_number(value["value"]):
+            yield prefix + name, {key: found for key, found in value.items() if is_number(found)}
+        elif is_number(value):
             yield prefix + name, {"value": value}
 
 
@@ -273,7 +259,7 @@ def curves(rows: list[dict[str, Any]]) -> dict[str, list[tuple[int, float]]]:
     found: dict[str, list[tuple[int, float]]] = {}
     for row in rows:
         for name, value in row.items():
-            if name not in NO_METRICS and _is_number(value):
+            if name not in NO_METRICS and is_number(value):
                 found.setdefault(name, []).append((row["step"], value))
     return {name: _thinned(points) for name, points in found.items() if len(points) > 1}
 
@@ -307,10 +293,6 @@ def rollouts(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
 def _thinned(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
     count = min(MAX_POINTS, len(points))
     return [points[index * (len(points) - 1) // (count - 1)] for index in range(count)]
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _samples(path: Path) -> list[dict[str, Any]]:
