@@ -47,7 +47,7 @@ def progress_of(run: RunFolder) -> Progress | None:
     steps = next((row["steps"] for row in rows if "steps" in row), None)
     done, pace = rows[-1]["step"] + 1, _seconds_a_step([row["time"] for row in rows[-RECENT_STEPS:]])
     left = pace * (steps - done) if pace is not None and steps else None
-    figures = {name: value for name in NOW if is_number(value := rows[-1].get(name))}
+    figures = {name: float(rows[-1][name]) for name in NOW if is_number(rows[-1].get(name))}
     return Progress(stage.name, number, done, steps, left, figures)
 
 
