@@ -49,7 +49,7 @@ from serve.transport.messages import Endpoint, EngineState
 from serve.transport.pool import ModelEndpoint, RemoteModel, ReplicaPool
 
 READY_SECONDS = 5.0
-# Of a model that has answered before, and of one that has not yet.
+# The states of a model that cannot be reached: it has answered before, or it has not answered yet.
 UNREACHABLE, LOADING = "unreachable", "loading"
 # Prometheus waits 10 s by itself.
 METRICS_SECONDS = 2.0

@@ -131,7 +131,7 @@ def application(
             health_check_period_s=HEALTH_SECONDS,
             graceful_shutdown_timeout_s=STOP_SECONDS,
             graceful_shutdown_wait_loop_s=POLL_SECONDS,
-            # It only passes text on, and reserves no CPU, which the models would lack.
+            # A gateway only passes text on, and reserves no CPU, which the models would lack.
             ray_actor_options={
                 "num_cpus": 0,
                 "resources": {place.node.resource: 0.001},

@@ -53,7 +53,7 @@ SMALL = [
     "rlhf.checkpoint_every=1",
     "rlhf.stop.probe_every=2",
     "evaluate.tasks=[cloze, refusal, instructions]",
-    # There are 1,107 questions, which models trained so little answer at any length.
+    # There are 1,107 questions, and models trained so little write as much as they may.
     "evaluate.max_tokens=8",
 ]
 STORY = ["serve.story.rankings=8", "serve.story.steps=3", "serve.story.epochs=2"]
@@ -273,7 +273,7 @@ def test_a_visitor_of_the_story_page_trains_a_policy_on_their_own_rankings(finis
     assert {row["annotator"] for row in rankings} == {"visitor"}
     assert branch.require("reward").metrics["rankings"] == sum(row["split"] == "train" for row in rankings)
     assert branch.require("policy").metrics["steps"] == 3
-    # What the visitor trained is theirs alone.
+    # The visitor's policy does not touch the run's own.
     assert Versions(branch, "policy").live().weights == branch.require("policy").weights
     assert finished.require("policy").weights == own == file_fingerprint(finished.path("policy") / "model.safetensors")
 
@@ -315,7 +315,7 @@ def test_a_run_on_ones_own_prompts_is_judged_by_its_own_rewards(finished: RunFol
     rows = json.loads((finished.path("report") / "answers.json").read_text())
     assert [row["question"] for row in rows if row["kind"] != "held out"] == []
     assert len(rows) == report["rewards"]["reward"]["n"] == 4
-    # What a function sees is the last answer, which is also the one that is shown.
+    # The function gets the last answer, which is also the one that is shown.
     said = [row["answers"][name] for row in rows for name in ("sft", "policy")]
     assert all(answer["reward"] == pytest.approx(2 * len(answer["text"]), abs=4) for answer in said)
     assert report["reward_model"] is None

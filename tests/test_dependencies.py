@@ -1,4 +1,4 @@
-"""What the code imports is what pyproject.toml declares, and nothing else."""
+"""The code imports all that pyproject.toml declares, and nothing else."""
 
 import ast
 import re

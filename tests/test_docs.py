@@ -285,12 +285,12 @@ def test_commands_without_a_model_run(
         (written / "runs" / run).mkdir(parents=True)
     write_judgements(RunFolder(written / "runs" / "my"))
     for words in page.commands():
-        # There is no cluster here to ask.
+        # These commands would ask a cluster, and there is none.
         cheap = words[0] == "triptych" and (words[1] in CHEAP or "--plan" in words)
         if cheap and "--cluster" not in words:
             with pytest.raises(SystemExit) as ended:
                 main(words[1:])
-            # What doctor finds wrong with this machine is no fault of the page.
+            # A problem that doctor finds on this machine is not the page's fault.
             assert ended.value.code in ((0, 1) if words[1] == "doctor" else (0,)), (words, capsys.readouterr().err)
 
 

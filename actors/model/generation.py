@@ -12,7 +12,7 @@ from actors.model.attention.packed import PAD_DOCUMENT_ID
 from actors.model.microbatch import DataParallelRank, pad_rows
 from actors.model.sharding.fsdp import WithLoss
 
-# Of a text without turns, the most tokens that are given to be continued.
+# The most tokens of an opening that is cut from a text without turns.
 OPENING_TOKENS = 16
 # Without gradients, a row takes little memory.
 ROWS_AT_ONCE = 32

@@ -57,7 +57,7 @@ class Ledger:
         self._again: deque[PromptTurn] = deque()
         self._outstanding: dict[PromptTurn, None] = {}
         self._outcomes: Counter[str] = Counter()
-        # Of turns without an outcome: how often their samples were drawn in vain.
+        # For each turn without an outcome, how often its samples were drawn and too few got a reward.
         self._failed_draws: Counter[PromptTurn] = Counter()
         self.verdicts, self.oversampling = VerdictCounts(), Oversampling()
 

@@ -286,7 +286,7 @@ class RolloutScheduler:
         if not turns:
             return
         self.inflight.update(dict.fromkeys(turns, self.now()))
-        # Those that are drawn again are drawn by another seed: the same samples would fail again.
+        # Turns that are drawn again get another seed: the same samples would fail again.
         by_draw: dict[int, list[PromptTurn]] = {}
         for turn in turns:
             by_draw.setdefault(self.ledger.failed_draws(turn), []).append(turn)

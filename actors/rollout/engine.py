@@ -108,7 +108,7 @@ class SharedEngine:
         for output in outputs:
             if output.finished:
                 waiting = self._outputs.pop(output.request_id)
-                # Whoever waited may have given up.
+                # The caller that waits may have given up.
                 if waiting.set_running_or_notify_cancel():
                     waiting.set_result(output)
 

@@ -89,7 +89,7 @@ def _live_weights(
             chosen, first = _own_columns(layer, name, like.shape[1], stripe, group)
             yield name, layer, live_weight(linear, like, chosen), first
     for name, head in heads.items():
-        # What is left is tied, and its weight already counted; should the kernel disagree, it shows as a module more.
+        # The heads left are tied, and their weights counted already; a kernel with another weight adds a module.
         tied = head.get_parameter("weight")
         chosen = columns(tied.shape[1], stripe)
         weight = live_weight(head, tied, chosen)

@@ -37,7 +37,7 @@ PROOF_TOKENS = 64
 # Both losses are computed in float32, in which sums in another order differ by some 1e-6 of them; a GPU has other
 # kernels for packed rows than for one document.
 TOLERANCE = {"cpu": 1e-5, "cuda": 1e-3}
-# Of a model that was rounded to bfloat16, whose eight bits err by 0.2 % at most.
+# The tolerance for a model that was rounded to bfloat16, whose eight bits err by 0.2 % at most.
 ROUNDED_TOLERANCE = 1e-3
 # In the scratch folder: the loss of the model in memory when it was exported, which may be long before the last step.
 EXPORTED = "exported.json"
@@ -73,7 +73,7 @@ def prove_export(
         StageError: they differ.
     """
     if worker.world_size > 1:
-        # They wait until all files are written.
+        # The other workers wait until the first one has written all files.
         dist.barrier()
     found = _loss_afresh(_proof_of(objective), rows, out, worker)
     expected = json.loads((out / SCRATCH / EXPORTED).read_text(encoding="utf-8")) if worker.rank == 0 else 0.0

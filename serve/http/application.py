@@ -36,7 +36,7 @@ async def _http_error(request: Request, error: HTTPException) -> JSONResponse:
 
 
 async def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-    # Without the input, which may be what JSON cannot hold: NaN, or half of a surrogate pair.
+    # The input is left out: it may hold values that JSON cannot, NaN or half of a surrogate pair.
     problems = [(".".join(map(str, one["loc"][1:])), one["msg"]) for one in error.errors()[:5]]
     message = "; ".join(f"{where}: {what}" if where else what for where, what in problems)
     printable = message.encode("utf-8", "backslashreplace").decode()

@@ -52,7 +52,7 @@ class TokenBudgets:
         self._folder, self._path = folder, _file(folder, number) if folder else None
         self._reserved = Counter[str]()
         self._due: asyncio.TimerHandle | None = None
-        # Of every gateway that this run ever had.
+        # The totals of every gateway that this run ever had, by its file.
         self._others: dict[Path, Mapping[str, int]] = dict(used_tokens(folder)) if folder else {}
         own = self._others.pop(self._path, {}) if self._path else {}
         self._used = Counter[str](own)

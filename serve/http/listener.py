@@ -20,7 +20,7 @@ KEEP_ALIVE_SECONDS = 75
 BACKLOG = 1024
 # A client that accepts no byte for so long is disconnected, which ends its request.
 UNREAD_SECONDS = 60.0
-# For a request's line and header fields; nginx allows 32 KB and 60 s.
+# Limits on a request's line and header fields; nginx allows 32 KB and 60 s.
 MAX_HEAD_BYTES, HEAD_SECONDS = 64 << 10, 10.0
 # Between a response to a request that is still being sent and the end of its connection.
 LINGER_SECONDS = 1.0

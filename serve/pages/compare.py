@@ -235,7 +235,7 @@ async def _events(
         yield _event(error=str(error))
         return
     except RequestError:
-        # Its message may name the model.
+        # The error's message may name the model.
         yield _event(error="a model cannot answer just now; try again")
         return
     name = f"{COMPARED}{secrets.token_hex(16)}"

@@ -7,7 +7,8 @@ from typing import Any
 
 
 class FileCache:
-    """What was made from files, by the time of change, the size and the inode of each. Threads may share it."""
+    """Keeps values that were made from files until a file's time of change, size or inode changes. Threads may share
+    it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -20,11 +21,11 @@ class FileCache:
 
         Args:
             path: of the file, which need not be there.
-            what: is made, for files from which several things are.
+            what: names the value, as several may be made from one file.
             make: reads the file. Its value must not be changed.
         """
         with self._lock:
-            # Before it is read: of a change meanwhile the next call takes note.
+            # Taken before the file is read: a change meanwhile is noticed by the next call.
             stamp = _stamp(path)
             kept = self._kept.get((path, what))
             if kept is None or kept[0] != stamp:

@@ -52,7 +52,7 @@ def runs_router(folder: Path) -> APIRouter:
 
     @router.get("/data")
     def data() -> JSONResponse:
-        # Not a dictionary, whose every value FastAPI would look at.
+        # FastAPI would validate every value of a dictionary.
         return JSONResponse(describe(run, files))
 
     @router.get("/difference")

@@ -21,7 +21,7 @@ OTHER_CHARACTERS = 50_000
 OWN_FIELDS = frozenset({"messages", "tools"})
 # Fields that restrict an answer to a grammar. A grammar that no text can follow makes the generation fail.
 FORMS = ("response_format", "structured_outputs", "text", "output_config", "tools")
-# What the types of parts of a message that are no text have in their names, such as image_url and input_audio.
+# Words in the type names of message parts that are no text, such as image_url and input_audio.
 MEDIA = ("image", "audio", "video", "file", "document")
 # Fields with one text or a list, each of which is searched for in every answer or tokenized before it.
 MAX_TEXTS = {"stop": 32, "bad_words": 256}

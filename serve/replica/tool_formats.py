@@ -16,7 +16,7 @@ MARKS = (
     ("<function=", "qwen3_coder", False),
     ("<tool_call>", "hermes", False),
 )
-# What models are asked to write whose template knows no tools; forced calls follow it in any case.
+# The format for models whose template knows no tools; forced calls follow it in any case.
 DEFAULT = "hermes"
 
 

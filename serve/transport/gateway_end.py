@@ -32,7 +32,7 @@ MAX_GREETINGS = 64
 # The bytes of a response that wait for its client: above the first the replica is told to pause, below the second to go
 # on. A token's event has some 300.
 PAUSE_BYTES, RESUME_BYTES = 256 << 10, 64 << 10
-# What an item costs besides its text.
+# The bytes that an item takes besides its text.
 _ITEM_BYTES = 128
 _SECRET_BYTES = 32
 _ID_BYTES = 16

@@ -86,7 +86,7 @@ class ReplicaPool:
                         if any(replica.weights[model] != weights for replica in replicas):
                             await self._promote(model, folder, weights)
             except RequestError:
-                # It is in the log already, and requests meanwhile get the error themselves.
+                # The failure is in the log already, and requests that come meanwhile get the error themselves.
                 continue
 
     def expect(self, model: str, folder: Path, weights: str) -> None:

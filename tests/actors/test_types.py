@@ -8,7 +8,7 @@ from actors.types import Prompt, RolloutId, Sample, prompt_id
 
 @pytest.mark.parametrize(
     ("token_ids", "expected"),
-    # Of 5-6-7, 6-7-5, 7-5-6 and 5-6-7 one stood before; of three times 5-5-5, two.
+    # One of the runs 5-6-7, 6-7-5, 7-5-6 and 5-6-7 is a repetition; of three times 5-5-5, two are.
     [([], 0), ([5, 6], 0), ([5, 6, 7], 0), ([5, 6, 7, 5, 6, 7], 1 / 4), ([5] * 5, 2 / 3)],
 )
 def test_repetition_is_the_share_of_runs_that_stood_before(token_ids: list[int], expected: float) -> None:
@@ -17,7 +17,7 @@ def test_repetition_is_the_share_of_runs_that_stood_before(token_ids: list[int],
 
 
 def test_messages_of_the_environment_do_not_count_as_repetition() -> None:
-    # Two turns of 5-6-7 and 5-6-8, and twice the same three tokens that somebody else said.
+    # The policy's turns 5-6-7 and 5-6-8, and the environment's three tokens twice.
     token_ids, said = [5, 6, 7, 1, 2, 3, 5, 6, 8, 1, 2, 3], [True] * 3 + [False] * 3
     sample = Sample(RolloutId(0, "a", 0), token_ids, [0.0] * 12, [0] * 12, "stop", "", loss_mask=said * 2)
     assert sample.repetition == 0

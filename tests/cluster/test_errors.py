@@ -53,7 +53,7 @@ def test_a_user_error_is_found_however_ray_carries_it(way: Any) -> None:
 def test_a_user_error_in_a_train_worker_is_found(tmp_path: Path) -> None:
     from ray.train import RunConfig, ScalingConfig
 
-    # What TorchTrainer is but for PyTorch, which controller and worker would import.
+    # TorchTrainer without PyTorch, which controller and worker would import.
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
     scaling = ScalingConfig(num_workers=1, resources_per_worker={"CPU": 0.5})

@@ -157,14 +157,14 @@ def test_kto_with_adapters_learns_from_rankings_and_thumbs(tmp_path: Path, ray_s
     recipe, run = finished(tmp_path, [*rows, *thumbs], **{**settings, "learning_rate": 1e-2})
     assert run_named_stage(stage_of("dpo"), recipe, run) == "done"
     found = run.require("dpo").metrics
-    # Of each ranking the middle answer wins and loses one pair.
+    # The middle answer of each ranking wins one pair and loses one.
     assert (found["answers"], found["answer_accuracy"]["n"], found["left_out_by_weight"]) == (80, 24, 0)
     assert found["answer_accuracy"]["value"] > 0.9
     assert found["reference_point"] >= 0
     weights = parquet.read_table(run.path("dpo") / "shards" / "train" / "shard-00000.parquet")["weight"].to_pylist()
     assert sum(weights) / len(weights) == pytest.approx(1, abs=1e-6)
     assert max(weights) / min(weights) == pytest.approx(2, abs=1e-6)
-    # What the thumbs alone say, on prompts that were not trained on.
+    # The lesson of the thumbs alone holds on prompts that were not trained on.
     new = [thumb(300 + number, token, True, "x") for number in range(10) for token in (liked, disliked)]
     gain = (logprobs(run.path("dpo"), new, 0) - logprobs(run.path("sft"), new, 0)).view(-1, 2)
     assert float((gain[:, 0] - gain[:, 1]).mean()) > 0.5

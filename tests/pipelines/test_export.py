@@ -1,4 +1,4 @@
-"""What is exported is the model: read back by transformers, it has its logits, its tokens and its template."""
+"""An export is the model: read back by transformers, it has the model's logits, tokens and template."""
 
 import json
 import re

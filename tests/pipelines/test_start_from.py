@@ -92,7 +92,7 @@ def test_the_corpus_is_tokenized_with_the_models_own_tokenizer(own: Path, tmp_pa
 def test_the_begin_and_the_end_of_text_of_a_model_are_kept(own: Path, tmp_path: Path):
     model = without_template(own)
     tokenizer = AutoTokenizer.from_pretrained(model)
-    # As Llama 3's base model has it.
+    # The tokenizer of Llama 3's base model puts this token before every text.
     tokenizer.add_special_tokens({"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>"})
     tokenizer.pad_token = None
     begin, end = tokenizer.convert_tokens_to_ids(["<|begin_of_text|>", "<|end_of_text|>"])
@@ -274,7 +274,7 @@ def test_rows_may_be_longer_than_the_attention_window(own: Path, tmp_path: Path,
 def test_a_window_that_a_model_does_not_keep_in_packed_rows_is_refused(own: Path, tmp_path: Path):
     AutoModelForCausalLM.from_config(MistralConfig(**WINDOWED)).save_pretrained(tmp_path / "windowed")
     model = load(tmp_path / "windowed")
-    # It attends to everything, whatever its configuration says.
+    # This model attends to everything, whatever its configuration says.
     model.config.layer_types = ["full_attention", "sliding_attention"]
     with pytest.raises(UserError, match=r"context 64 is more than the 12 tokens that layers of .*windowed attend"):
         _check_window(model, Model(start_from=str(tmp_path / "windowed"), context=CONTEXT))

@@ -21,7 +21,7 @@ def test_other_clients_are_served_during_attacks(server: Server) -> None:
     """Other processes of the machine disturb a round, but no attack may disturb all."""
     family = psutil.Process().children(recursive=True)
     replicas = [process for process in family if "ServeReplica" in " ".join(process.cmdline())]
-    # Of the two models, and two gateways.
+    # One replica with the two models, and two gateways.
     assert len(replicas) == 3
     rounds = []
     for _ in range(ROUNDS):

@@ -107,7 +107,7 @@ def test_the_command_line_llm(
 def test_lm_evaluation_harness(
     server: Server, client: openai.OpenAI, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its model `local-completions` asks for the tokenizer, and scores texts by `echo` and `logprobs`."""
+    """lm-eval's model `local-completions` asks for the tokenizer, and scores texts by `echo` and `logprobs`."""
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
     got = found("lm_eval", server, START, tmp_path)
     assert got["likelihoods"] == pytest.approx([log_likelihood(server, START, end) for end in ENDS], abs=1e-2)

@@ -89,7 +89,7 @@ def test_the_state_of_the_engine_is_in_the_metrics(server: Server) -> None:
             time.sleep(0.05)
         assert (state["running"], state["waiting"]) == (3, 0)
         assert 0 < state["kv_cache_usage"] < 0.5
-    # Of the answers, all but the first find the prompt in the cache.
+    # All answers but the first find the prompt in the cache.
     assert state["prefix_hits"] - before["prefix_hits"] > 0.4 * (state["prefix_tokens"] - before["prefix_tokens"]) > 0
     while engines(server)["running"] and time.monotonic() < end:
         time.sleep(0.05)

@@ -38,7 +38,7 @@ TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": PLAC
 
 
 class Weather(BaseModel):
-    """What a client asks for as its answer."""
+    """The class that a client asks for as the form of its answer."""
 
     place: Literal["Lima", "Quito"]
     sunny: bool

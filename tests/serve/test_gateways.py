@@ -54,7 +54,7 @@ def test_the_limits_and_the_budget_of_a_key_hold_in_both(server: Server, ring: K
 
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions", "/v1/messages"])
 def test_a_budget_can_be_used_to_its_last_token(server: Server, ring: KeyRing, path: str) -> None:
-    """Its prompt has more bytes than the budget has tokens."""
+    """The prompt has more bytes than the budget has tokens."""
     text = "What is the capital of Peru? " * 3
     prompt = {"prompt": text} if path == "/v1/completions" else {"messages": [{"role": "user", "content": text}]}
     count = httpx.post(f"{server.url}/tokenize", json={"model": MODEL} | prompt).json()["count"]

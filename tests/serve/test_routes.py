@@ -74,7 +74,7 @@ def test_a_new_policy_answers_its_share_of_the_requests_for_latest(tmp_path: Pat
     first = chosen()
     assert abs(len(first) - 1000) < 3 * (10_000 * 0.1 * 0.9) ** 0.5
     assert chosen() == first
-    # Whoever names a model or a version gets that.
+    # A request that names a model or a version gets it.
     assert not chosen("policy") | chosen("own")
     assert routes.find("latest").model == "policy"
     # A larger share has the requests of a smaller one.

@@ -10,7 +10,7 @@ from actors.model.chat.turn import END_THINK, THINK, lost_part, with_reasoning
 from actors.model.tokenizer import CHAT_TEMPLATE, REASONING_FIELDS
 from cluster.errors import UserError
 
-# What a prompt begins the assistant's turn with where it is not to think: two marks, such as <think></think>.
+# The empty thought, such as <think></think>, with which a prompt begins the assistant's turn to stop it from thinking.
 EMPTY_THOUGHT = re.compile(r"\s*<[^<>\s]+>\s*\w*\s*<[^<>\s]+>\s*")
 
 
@@ -152,7 +152,7 @@ class Chat(ChatTemplate):
                     f"the chat template of {self.tokenizer.name_or_path} does not end the assistant's turn of "
                     f"{described(messages)} with {end}, nor with another eos_token_id of generation_config.json"
                 )
-            # What comes next ends the turn for whoever reads it; the model, which writes no such thing, has to stop.
+            # The beginning of the next turn ends this one; the model, which does not write that, needs a token to stop.
             written = written.rstrip() + end
         lost = lost_part(message, written)
         if written and not lost:

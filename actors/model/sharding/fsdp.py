@@ -125,7 +125,7 @@ def _shard(module: Any, world_size: int, device: torch.device, reshard_after_for
     if world_size == 1:
         module.to(device)
         return
-    # What is not empty lies on the CPU, and goes to the device layer by layer as it is sharded.
+    # A model that is not empty lies on the CPU, and goes to the device layer by layer as it is sharded.
     mesh = init_device_mesh(device.type, (world_size,))
     for layer in layers_of(module.model):
         fully_shard(layer, mesh=mesh)

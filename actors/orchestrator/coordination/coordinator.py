@@ -151,11 +151,11 @@ class Coordinator:
             ValueError: a prompt of that id and epoch is in work.
         """
         if self._lives.target == 1:
-            # In one request, whatever their number, completions do not depend on when the next one comes, bit by bit.
+            # All in one request: completions then do not depend, to the last bit, on when the next request comes.
             size = len(prompts)
         else:
             share = math.ceil(len(prompts) / (REQUESTS_AN_ACTOR * max(1, self._lives.target)))
-            # Of very many prompts, the faster actor takes more.
+            # Many prompts make several requests for each actor, of which the faster actor takes more.
             size = min(share, max(1, self._sequences // sampling.count))
         self._queue.add(prompts, sampling, max(1, size))
         self._dispatcher.assign()

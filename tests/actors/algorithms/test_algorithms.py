@@ -255,7 +255,7 @@ def test_the_coefficient_follows_the_divergence():
     ],
 )
 def test_losses_and_gradients_equal_those_of_trl(name: str, loss: float, norm: float, hand: Hand):
-    # What `_compute_loss` of TRL 1.16's trainers gives for this batch, on-policy, without a divergence in the loss:
+    # Results of `_compute_loss` of TRL 1.16's trainers for this batch, on-policy, without a divergence in the loss:
     # loss_type bnpo, dapo, dr_grpo, grpo with importance_sampling_level sequence, and RLOOTrainer.
     hand.batch.behavior_logprobs.copy_(hand.old_logprobs)
     algorithm = ALGORITHMS[name]

@@ -28,14 +28,14 @@ def advantages_of(name: str, batch: RolloutBatch, values: torch.Tensor | None = 
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_equal_rewards_of_many_answers_have_no_advantage(name: str, reward: float):
     batch = batch_of([reward] * 128, [row // 8 for row in range(128)])
-    # A critic that is right: what is left of its returns is rounding.
+    # With a critic that is right, returns differ from values by rounding alone.
     values = torch.full(batch.completion_mask.shape, reward) * batch.completion_mask if name == "ppo" else None
     assert advantages_of(name, batch, values).eq(0).all()
 
 
 @pytest.mark.parametrize("name", GROUPED)
 def test_rewards_that_differ_by_rounding_have_no_advantage(name: str):
-    # What a reward model gives the same answer in batches of other shapes: neighbors in float32.
+    # Neighbors in float32, as a reward model gives them to one answer in batches of other shapes.
     up = float(np.nextafter(np.float32(0.7), np.float32(1)))
     assert advantages_of(name, batch_of([0.7, up, 0.7, up], [0, 0, 0, 0])).eq(0).all()
     assert advantages_of(name, batch_of([0.7, 0.7001, 0.7, 0.7], [0, 0, 0, 0])).abs().max() > 0

@@ -119,7 +119,7 @@ def test_calls_run_side_by_side(called: Called):
     assert called("slow", ["x"] * 40, at_once=8) == [1.0] * 40
     begun = time.monotonic()
     assert called("waits", ["x"] * 40) == [0.5] * 40
-    # With the start of the process; one after the other they would wait 10 s.
+    # This includes the start of the process; one after the other the calls would wait 10 s.
     assert time.monotonic() - begun < 5
 
 

@@ -95,7 +95,7 @@ def test_two_workers_learn_what_one_learns_and_either_goes_on_from_the_others_ch
     assert state["by"] == 2
     assert_alike(step(one_after_two), step(alone))
     assert_close(one_after_two.weights(), alone.weights())
-    # What is kept is the policy before the last step, which had been measured.
+    # The kept policy is the one before the last step, the last that was measured.
     again = Learner(given, *folders, seed=0, threads=1)
     again.restore(tmp_path / "first")
     step(again)

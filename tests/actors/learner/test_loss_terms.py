@@ -65,7 +65,7 @@ def test_a_single_update_computes_the_old_log_probabilities_itself(folders):
 
 
 def test_a_divergence_in_the_reward_is_that_of_the_whole_answer(folders):
-    # With equal rewards, what is left of an advantage is how much less an answer strayed than the prompt's other one.
+    # With equal rewards, an advantage is the difference between the divergences of the prompt's two answers.
     learner = make(
         folders, algorithm="dr_grpo", kl_charged_in="reward", kl_coefficient=0.5, max_tokens=8, minibatches=1
     )

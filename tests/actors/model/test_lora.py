@@ -214,7 +214,7 @@ def test_a_change_below_bfloat16_is_kept_in_the_mean():
     assert kept(exact.bfloat16().float()) < 0.25
     assert kept(merged(up)) == pytest.approx(1, abs=0.1)
     assert torch.equal(merged(up), merged(up))
-    # To one of the two neighbors, and without a change nowhere.
+    # Every weight is rounded to one of its two neighbors; without a change none moves.
     assert bool(((merged(up) - exact).abs() < 2**-7 * exact.abs()).all())
     assert torch.equal(merged(torch.zeros_like(up)), stored_weight.float())
 

@@ -29,8 +29,8 @@ from tests.actors.objectives.test_preferences import of_worker
 
 CONTEXT, VOCABULARY, ROWS = 32, 300, 7
 CPU = torch.device("cpu")
-# What a worker of two is tried with: rows of a micro-batch, logits at once, and whether activations are recomputed and
-# gradients added up after the last micro-batch alone.
+# The settings of a worker of two: rows of a micro-batch, logits at once, recomputation of activations, and whether
+# gradients are added up after the last micro-batch alone.
 CASES = [
     (1, 1 << 26, False, False),
     (1, 1 << 26, False, True),
@@ -38,7 +38,7 @@ CASES = [
     (4, 5 * VOCABULARY, False, False),
     (2, 1 << 26, True, True),
 ]
-# And the losses of preferences: with a reference of its own, or adapters.
+# The preference losses that two workers compute, with a reference of its own or with adapters.
 PREFERENCES = [(name, adapters) for name in ("dpo", "kto") for adapters in (False, True)]
 
 
@@ -115,7 +115,7 @@ def test_a_batch_in_which_nothing_is_trained_has_no_gradient():
 def worker(rank: int, folder: Path, finished: Barrier) -> None:
     torch.set_num_threads(1)
     stderr = os.open(folder / f"{rank}.stderr", os.O_WRONLY | os.O_CREAT)
-    os.dup2(stderr, 2)  # What C++ says before it aborts the process is printed there and nowhere else.
+    os.dup2(stderr, 2)  # The only place of the message with which C++ aborts a process.
     faulthandler.enable()
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     objective, rows = LanguageObjective(), batch()
@@ -232,7 +232,7 @@ def test_the_sum_in_chunks_equals_that_in_one_piece(
     torch.testing.assert_close(found, plain)
     for gradient, wanted in zip(gradients, expected, strict=True):
         torch.testing.assert_close(gradient, wanted, rtol=1e-5, atol=1e-6)
-    # In place of three numbers for each logit, as many logits.
+    # The bound is one of memory: three numbers for each of `at_once` logits, which here are logits alone.
     assert largest.elements <= max(3 * at_once, 8 * 1000)
 
 

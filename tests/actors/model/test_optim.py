@@ -137,7 +137,7 @@ def test_muon_goes_on_from_the_state_of_either_precision(first: str, monkeypatch
 
     before, after = made(first), made("float32" if first == "bfloat16" else "bfloat16")
     before.step()
-    # As the trainer's checkpoints do; making the state, PyTorch takes a step without gradients.
+    # The trainer's checkpoints load a state so; to make one, PyTorch takes a step without gradients.
     set_optimizer_state_dict(wrapped, after, get_optimizer_state_dict(wrapped, before))
     momentum = before.state[weight]["momentum_buffer"]
     assert momentum.any()
@@ -178,7 +178,7 @@ def test_muon_takes_experts_and_leaves_their_biases_to_adamw():
     assert kinds["model.layers.0.mlp.experts.gate_up_proj"] is MuonOfExperts
     assert kinds["model.layers.0.mlp.experts.gate_up_proj_bias"] is torch.optim.AdamW
     assert issubclass(kinds["model.layers.0.self_attn.q_proj.weight"], torch.optim.Muon)
-    # Its state is saved and loaded as that of any other.
+    # The state of Muon for experts is saved and loaded like any other.
     model(input_ids=torch.arange(8).unsqueeze(0), labels=torch.arange(8).unsqueeze(0)).loss.backward()
     optimizers = muon_and_adamw(model, 0.1, 0.1)
     for optimizer in optimizers:

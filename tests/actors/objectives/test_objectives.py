@@ -109,7 +109,7 @@ def test_a_counterexample_is_compared_with_the_answer_that_it_was_made_from_alon
 
     centering = CENTERING * (0.7**2 + 0.3**2 + 0.9**2 + 0.1**2) / 4
     assert total.item() == pytest.approx(loss(0.7, 0.3) + (loss(0.7, 0.9) + loss(0.7, 0.1)) / 2 + centering, abs=1e-6)
-    # Of answers that annotators ranked alone.
+    # Only pairs of answers that annotators ranked count.
     assert figures == {"right_pairs": 1, "ordered_pairs": 1}
 
 

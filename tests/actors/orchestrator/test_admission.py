@@ -1,4 +1,4 @@
-"""Which samples a step trains on, so that none becomes too stale."""
+"""Admission of finished samples to a step, so that none becomes too stale."""
 
 import random
 from collections import Counter
@@ -31,9 +31,9 @@ def test_a_step_waits_for_answers_for_which_the_next_would_be_too_late():
         finished.add(OwnGroup(7))
     settings = {"version": 7, "staleness": 1, "batch": 4}
     assert finished.may_train(4, begun={7: 4}, **settings)
-    # Without it they would have to be trained on together with the four that are due in the next step.
+    # Without waiting, the late ones would be due in the next step together with its own four.
     assert not finished.may_train(4, begun={7: 5}, **settings)
-    # It is due now.
+    # The oldest group is due now.
     assert not finished.may_train(4, begun={6: 1, 7: 3}, **settings)
     assert not finished.may_train(5, begun={}, **settings)
 

@@ -1,4 +1,4 @@
-"""Which prompts are handed out, and which have been learned from."""
+"""The ledger: the order of prompts, their outcomes, and checkpoints of both."""
 
 import json
 import random

@@ -70,7 +70,7 @@ class Learner:
             turn = group[0].id.turn
             assert turn.prompt == prompt.id
             assert {sample.id.turn for sample in group} == {turn}
-            # Those whose reward failed are left out, and rewards are of their samples.
+            # Samples whose reward failed are left out, and each other one has its own reward.
             assert row == [1.0 + sample.id.sample for sample in group]
             assert 2 <= len(group) <= self.settings.sampling.samples_per_prompt
             assert 0.0 not in row
@@ -217,7 +217,7 @@ def survive(seed: int) -> Counter[str]:
     assert loop.scheduler.ledger.outcomes["trained"] == len(learner.trained) == STEPS * settings.prompts_per_step
     # Turns that were handed out and have no outcome are in flight: none is forgotten.
     assert loop.scheduler.ledger.outstanding == list(loop.scheduler.inflight)
-    # With the rest of the epochs that were begun, every prompt was handed out once in each.
+    # Counted with the turns still to come in the epochs begun, every prompt is handed out once an epoch.
     ledger = Ledger(PROMPTS, seed=1)
     ledger.load_state_dict(loop.scheduler.ledger.state_dict())
     epochs = 1 + ledger.state_dict()["epoch"]
@@ -232,7 +232,7 @@ def survive(seed: int) -> Counter[str]:
     samples = settings.sampling.samples_per_prompt
     assert counts.failed == 0 or unjudged
     assert counts.given >= samples * (len(learner.trained) + 3 * failed)
-    # Where many hang in a short time, they are waited for longer.
+    # The wait for an actor that hangs grows where many hang in a short time.
     assert all(seconds <= MAX_PATIENCE * DEADLINE + 1 for seconds in world.released)
     soon = sum(seconds <= DEADLINE + 1 for seconds in world.released)
     return seen + Counter(released=len(world.released), soon=soon, lives=lives)

@@ -65,7 +65,7 @@ def test_tokens_of_all_turns_are_kept_and_only_drawn_ones_have_probabilities(tal
             assert len(sample.loss_mask) == len(sample.logprobs) == len(sample.weight_versions) == len(sample.token_ids)
             assert sample.length <= 12
             given = [token for token, drawn in zip(sample.token_ids, sample.loss_mask, strict=True) if not drawn]
-            # What was said between the turns, and nothing else.
+            # The tokens that were not drawn are the environment's replies.
             assert given in ([], replies[0], replies[0] + replies[1])
             turns.append(1 + (given != []) + (len(given) > len(replies[0])))
             last = len(sample.loss_mask) - sample.loss_mask[::-1].index(False) if given else 0

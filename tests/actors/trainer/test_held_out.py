@@ -68,7 +68,7 @@ def test_loss_and_bits_per_byte_are_those_of_the_sample(tmp_path: Path, rows: in
     found = held_out.measure(job, model, tiny_tokenizer(), WORKER, compiled=False)
     assert found["held_out_rows"] == held_out.rows.num_rows == min(rows, 20)
     assert found["held_out_loss"] == pytest.approx(evaluate(model, OBJECTIVE, [held_out.rows], WORKER)["loss"])
-    # Of each row all tokens but the first of its two documents are targets.
+    # The targets of a row are all its tokens but the first of each of its two documents.
     assert found["held_out_tokens"] == 14 * min(rows, 20)
     assert found["held_out_bits_per_byte"] == pytest.approx(found["held_out_loss"] / np.log(2) * 14 * 20 / 900)
     assert len(found["samples"]) == 2

@@ -105,7 +105,7 @@ class Stops(LanguageObjective):
 
 
 class Poisoned(LanguageObjective):
-    """Its loss is not a number where the token POISON is."""
+    """A language objective whose loss is not a number for a batch with the token POISON."""
 
     def loss(self, model: Any, batch: Any) -> tuple[Any, dict[str, float]]:
         summed, figures = super().loss(model, batch)
@@ -201,7 +201,7 @@ def test_the_loss_does_not_depend_on_workers_micro_batches_and_ends(undisturbed)
     assert split[-1]["held_out_loss"] == pytest.approx(rows[-1]["held_out_loss"], abs=2e-4)
     assert [row["tokens"] for row in split] == [row["tokens"] for row in rows]
     assert split[-1]["samples"] == rows[-1]["samples"]
-    # It is done: the same again starts no worker.
+    # A finished job starts no worker when it is run again.
     begin = time.monotonic()
     assert train(root, "split", workers=2, micro_batch_rows=2, checkpoint_every=2) == split
     assert time.monotonic() - begin < 5

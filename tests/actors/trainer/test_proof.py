@@ -88,7 +88,7 @@ def test_an_export_in_bfloat16_is_half_as_large_and_proved_to_a_thousandth(
     write_tiny_model(tmp_path / "base", seed=1, end_id=4)
     base = load(tmp_path / "base")
     with torch.no_grad():
-        # As wide as those of a new model; the tiny one's are chosen for its samples.
+        # Weights of the size of a new model's: those of the tiny model are larger, for the sake of its samples.
         for parameter in base.parameters():
             parameter.mul_(0.1 if parameter.ndim > 1 else 1)
     if adapters:

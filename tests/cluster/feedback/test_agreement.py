@@ -163,7 +163,7 @@ def test_gold_counts_ordered_pairs_and_ties_as_wrong() -> None:
     assert (ann.annotator, ben.annotator) == ("ann", "ben")
     assert ann.gold
     assert ben.gold
-    # Of a, both pairs that gold orders are right; of b, two of three.
+    # Both pairs of a that gold orders are right, and two of the three of b.
     assert ann.gold.value == pytest.approx(4 / 5)
     assert ann.gold.low <= ann.gold.value <= ann.gold.high
     assert (ann.gold_items, ben.gold_items, ben.gold.value) == (2, 1, 0.0)

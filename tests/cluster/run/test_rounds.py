@@ -161,7 +161,7 @@ def test_a_kill_at_any_moment_loses_no_round(tmp_path: Path, action: str) -> Non
     roots = sorted(tmp_path.iterdir(), key=lambda root: int(root.name))
     assert len(roots) > 20
     for root in roots:
-        # Whatever was cut short: each folder there is whole, and the first round is, here or among those kept.
+        # Wherever the kill came, each kept folder is whole, and so is the first round, present or kept.
         assert all((folder / "content").exists() for folder in root.glob("rounds/[0-9]*/*"))
         kept = [content(round_folder(root, number)) for number in kept_rounds(root)]
         assert whole("one") in [*kept, content(root)]
@@ -169,5 +169,5 @@ def test_a_kill_at_any_moment_loses_no_round(tmp_path: Path, action: str) -> Non
         assert content(round_folder(root, 1)) == whole("one")
         assert content(root)["policy"] == {"second_round": "two", "bring_back_the_first": "one"}[action]
         assert kept_rounds(root) == ([1] if action == "second_round" else [1, 2])
-        # What was replaced may wait there for the next time that its stage is.
+        # Replaced folders may stay there until their stage is replaced again.
         assert {left.suffix for left in (root / ".partial").iterdir()} <= {".old"}

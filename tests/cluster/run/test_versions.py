@@ -146,7 +146,7 @@ def test_requests_ignore_proxies_and_need_a_json_reply(
 
 
 def test_a_copied_run_is_not_the_one_that_is_served(run: RunFolder, tmp_path: Path) -> None:
-    """Its commands would change what the server of the original serves."""
+    """Otherwise commands on the copy would change the models that the server of the original serves."""
     run.create()
     write_server(run, "http://127.0.0.1:9", "token", application="one")
     copied = shutil.copytree(run.root, tmp_path.parent / f"{tmp_path.name}-copy")

@@ -46,7 +46,7 @@ def head(monkeypatch: pytest.MonkeyPatch) -> Iterator[Head]:
     ports = {"port": free_port(), "ray-client-server-port": free_port(), "dashboard-agent-listen-port": free_port()}
     words = [f"--{name}={value}" for name, value in {**ports, "dashboard-port": port}.items()]
     words += ["--num-cpus=1", "--object-store-memory=100000000", f"--temp-dir={folder}", "--block"]
-    # As on a cluster's nodes: its Python is that which has the requirements.
+    # On a cluster's nodes too, the first Python on the path is the one with the requirements.
     path = f"{ray.parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "RAY_USAGE_STATS_ENABLED": "0"}
     command = [ray, "start", "--head", "--dashboard-host=127.0.0.1", *words]
@@ -138,7 +138,7 @@ def test_a_job_runs_the_command_and_returns_its_log_and_exit_code(
     unknown = triptych("attach", "triptych-0", "--address", head.jobs, cwd=recipe_path.parent)
     assert (unknown.returncode, unknown.stderr.count("\n")) == (2, 1)
     assert "has no job triptych-0" in unknown.stderr
-    # So does a command that joins the cluster itself.
+    # A command that joins the cluster itself does the same.
     joined = triptych("corpus", recipe_path, f"cluster.address={head.address}", cwd=recipe_path.parent)
     assert joined.returncode == 2
     assert "1 documents of corpus.sources read, 0 left" in joined.stderr

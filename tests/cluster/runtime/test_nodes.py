@@ -1,4 +1,4 @@
-"""What the nodes of a cluster have and see."""
+"""Checks of a cluster's nodes: the run folder that they see, and the versions that they have."""
 
 import io
 from dataclasses import replace

@@ -256,7 +256,7 @@ def test_a_checkpoint_is_written_from_a_copy_on_the_machine(recipe_path: Path) -
     # By hand: two versions of the weights, Ray and a process; and weights with two moments, more than the model.
     alone = needed("sft.lora={rank: 8}")
     assert alone["pretrain"] == pytest.approx(32 + 0.8 + 0.7 + 96)
-    # Of adapters there is little to write: the model as it starts is more. So are those of eight workers.
+    # Adapters take little memory to write: the model at the start takes more, and so do the models of eight workers.
     assert alone["sft"] == pytest.approx(32 + 0.8 + 0.7 + 32)
     assert needed("pretrain.workers=8")["pretrain"] == pytest.approx(32 + 0.8 + 8 * (0.7 + 32))
 

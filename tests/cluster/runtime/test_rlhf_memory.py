@@ -105,7 +105,7 @@ def test_the_recipes_of_large_models_fit_and_their_layout_is_printed(name: str, 
     rows = [line for line in layout.splitlines() if re.search(r"learner \d|rollout \d|reward \d", line)]
     assert len(rows) == gpus - (0 if recipe.rlhf.reward_models else 1)
     assert all(int(re.findall(r"(\d+)%", row)[0]) <= 100 for row in rows)
-    # With half the memory a change is named with which it fits, or a smaller model.
+    # With half the memory, the error names a change with which it fits, or GPUs with more memory.
     with pytest.raises(UserError, match=r"GB too few; .*(it fits with|choose GPUs with more memory)"):
         make_plan(load_recipe(ROOT / "infra" / "recipes" / f"{name}.yaml", ["cluster.gpu_memory_gb=40"]), resources)
 

@@ -1,4 +1,4 @@
-"""What travels with a job beside the project's code."""
+"""The files that travel with a job beside the project's code."""
 
 import shutil
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What the recipe of a real assistant asks, teaches, ranks and examines."""
+"""The recipe of a real assistant: its questions, lessons, annotator and exam."""
 
 import random
 from pathlib import Path

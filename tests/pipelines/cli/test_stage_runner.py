@@ -1,4 +1,4 @@
-"""What the runner of stages keeps in the run folder."""
+"""The files that the runner of stages keeps in the run folder."""
 
 import stat
 from pathlib import Path

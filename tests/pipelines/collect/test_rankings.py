@@ -179,7 +179,7 @@ def test_rankings_of_identical_answers_count_for_nothing(tmp_path: Path, chat: C
     add_plan(database, chat, plan, {two: ["aa", "b", "aa", "aa"]})
     for name in (two, same):
         ids = [completion.id for completion in stored_completions(database, plan)[name]]
-        # As an earlier version stored them: identical answers apart.
+        # An earlier version stored identical answers apart.
         ranks = {str(number): rank for number, rank in zip(ids, (1, 2, 3, 1), strict=True)}
         database.add_ranking(Ranking(prompt_id=name, annotator="ann", ranks=ranks, presented=ids))
     with pytest.raises(StageError, match="people have made 1 of 2 rankings"):

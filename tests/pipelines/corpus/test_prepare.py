@@ -90,7 +90,7 @@ def test_documents_that_a_rule_drops_are_counted_and_shown(tmp_path: Path) -> No
     assert report["dropped"] == {TOO_FEW_WORDS: 2}
     assert report["dropped_bytes"] == {TOO_FEW_WORDS: 3}
     assert report["drop_examples"] == {TOO_FEW_WORDS: {"id": f"{tmp_path / 'a.jsonl'}:a.jsonl:0", "text": "é"}}
-    # Of the texts two have one word, and one has two: bins of none, one, two to three words, and so on.
+    # Two of the texts have one word, and one has two; the bins are none, one, two to three words, and so on.
     assert report["histograms"]["words"][:4] == [0, 2, 1, 0]
     assert report["histograms"]["words_with_a_letter"] == [0] * 19 + [3]
     assert set(report["seconds"]) >= {"read", "clean", "measure", "filter", "hash", "write"}

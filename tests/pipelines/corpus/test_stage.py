@@ -105,7 +105,7 @@ def test_every_document_is_accounted_for(built: Path) -> None:
     }
     assert set(stats["megabytes_per_second"]) == set(stats["seconds"])
     assert stats["steps"]["read"]["megabytes_per_second"] > 0
-    # What was never encoded is estimated by the source's own bytes a token.
+    # The tokens of documents that were never encoded are estimated by the source's own bytes a token.
     total = {key: stats[f"train_{key}"] + stats[f"held_out_{key}"] for key in ("documents", "bytes", "tokens")}
     assert stats["encoded_documents"] == total["documents"] == 150 + 39
     for source in stats["sources"].values():
@@ -189,7 +189,7 @@ def test_a_killed_stage_is_resumed(
             build(recipe, out)
     assert not (out / "stats.json").exists()
     assert not (out / "shards").exists()
-    # What a kill in the middle of a phase leaves: one part whole, one absent, one half-written to the side.
+    # A kill in the middle of a phase leaves one part whole, one absent, and one half-written to the side.
     (out / "work" / "prepared" / "part-00001.parquet").unlink()
     (out / "work" / "rows" / "part-00000.train.rows").rename(out / "work" / "rows" / ".part-00000.train.rows.side")
     shutil.rmtree(out / "work" / "assignments")

@@ -1,4 +1,4 @@
-"""What the stage prints: at 80 columns no name or number is broken, and large ones are short."""
+"""The stage's printed summary: at 80 columns no name or number is broken, and large numbers are short."""
 
 import io
 from typing import Any

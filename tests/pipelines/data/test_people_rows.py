@@ -74,7 +74,7 @@ def test_votes_thumbs_better_answers_and_rankings_become_rows(tmp_path: Path) ->
     assert {row["split"] for row in rows if row["prompt_token_ids"] == peru} == {"held_out"}
     votes = [row for row in rows if row["source"] == "votes"]
     assert [row["ranks"] for row in votes if row["good"] is None] == [[2, 1], [1, 1]]
-    # What is bad altogether weighs as one judgement.
+    # The rows of one "all bad" weigh as one judgement.
     for source in ("votes", "all_bad"):
         parts = [row for row in rows if row["source"] == source and row["good"] is not None]
         assert sum(row["share"] for row in parts) == pytest.approx(1)
@@ -92,7 +92,7 @@ def test_votes_thumbs_better_answers_and_rankings_become_rows(tmp_path: Path) ->
     assert (figures["votes"]["agreement"]["value"], figures["votes"]["agreement"]["n"]) == (0.0, 1)
     assert (figures["thumbs"]["agreement"]["value"], figures["thumbs"]["agreement"]["n"]) == (1.0, 1)
     assert figures["all_bad"] == {"rows": 3, "agreement": None}
-    # Who reads rankings gets no unpaired answers.
+    # A reader of rankings gets no unpaired answers.
     write_rankings(rows, tmp_path / "rankings.parquet")
     assert len(read_rankings(tmp_path / "rankings.parquet")) == 2 + 4
     assert {row["source"] for row in read_unpaired(tmp_path / "rankings.parquet", "train")} >= {"all_bad"}

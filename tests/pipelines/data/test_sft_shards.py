@@ -158,7 +158,7 @@ def test_finished_tasks_are_not_done_again_and_the_shards_are_the_same(
     assert metrics["conversations"] == COUNT
     assert (metrics["bad"], metrics["layouts"]) == (1, {"messages": COUNT})
     assert len((out / QUARANTINE).read_text().splitlines()) == 1
-    # Whole, the shards are taken as they are: the intermediate files are gone.
+    # Complete shards are not made again: the intermediate files are gone.
     assert make_shards(settings, model, tmp_path / "none", out) == metrics
     (tmp_path / "talk.jsonl").unlink()
     assert make_shards(settings, model, tmp_path / "none", out) == metrics

@@ -181,7 +181,7 @@ def test_prompts_are_sorted_by_the_change_of_the_reward(tmp_path: Path) -> None:
 
 def test_each_change_is_called_better_worse_or_chance(tmp_path: Path) -> None:
     page, _, _ = _write(tmp_path)
-    # From the fine-tuned model harm fell; from the base model all but refusals and denials of truths changed.
+    # Against the fine-tuned model harm fell; against the base model all but refusals and denials of truths changed.
     assert (page.count("✓ better"), page.count("✗ worse"), page.count(">chance<")) == (4, 0, 6)
     assert "of 10\ncomparisons about 0.5 would look" in page
 

@@ -206,7 +206,7 @@ def test_where_all_of_a_kind_are_alike_the_counterexample_is_of_another_kind(cha
     given = [refusing] * 20 + rows(chat) * 10
     found = with_counterexamples(given, ["unrelated"], chat, ROOM, seed=1)[:20]
     added = [chat.tokenizer.decode(row["answers"][3][:-1]) for row in found if len(row["answers"]) > 3]
-    # Without another kind to fall back to half of them would have none; one in seven draws a refusal twice.
+    # Without answers of another kind half of them would have no counterexample; one in seven draws a refusal twice.
     assert len(added) >= 14
     assert all(text.startswith("The capital") for text in added)
 

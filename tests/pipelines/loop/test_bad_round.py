@@ -1,4 +1,4 @@
-"""What stops a round: labels that are turned round, with the real stages on a tiny model, and each gate by itself."""
+"""Rounds that are stopped: by reversed labels, with the real stages on a tiny model, and by each gate alone."""
 
 import json
 import random

@@ -89,7 +89,7 @@ def test_a_visitor_trains_in_a_folder_of_their_own_on_half_of_the_cores(recipe: 
     own = visitor_recipe(recipe, RunFolder(tmp_path / "story"), 8, gameable)
     assert own.folder == tmp_path / "story"
     assert make_plan(own, Resources(8, 8, 0, 64)).trainer.cpus == 4
-    # What it takes in all leaves the other half to the models that are served.
+    # All its processes together leave the other half to the models that are served.
     plan = make_plan(own, Resources(8, 8, 0, 64))
     assert plan.rollout.cpus + plan.reward.cpus + plan.learner.cpus <= 4
     stages = [stage.folder for stage in stages_of(own) if stage.folder in OWN_STAGES]

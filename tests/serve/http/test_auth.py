@@ -111,7 +111,7 @@ async def test_readiness_without_a_key_names_no_model(tmp_path: Path, ring: KeyR
     async with asking(settings(tmp_path)) as client:
         assert "parrot" in (await client.get("/ready")).json()["models"]
         token = make(ring, "ann", "chat")
-        # As a probe of an orchestrator asks, which has no key.
+        # The probe of an orchestrator has no key.
         probe = await client.get("/ready")
         assert (probe.status_code, probe.json()) == (200, {"status": "ok"})
         keyed = await client.get("/ready", headers={"Authorization": f"Bearer {token}"})

@@ -35,7 +35,7 @@ CHAT = [{"role": "user", "content": "x"}]
         ("completions", {"prompt": ["four", "five5"], "max_tokens": 10, "messages": []}, 14 + 15),
         ("responses", {"input": "four", "messages": [], "max_tokens": 1}, CONTEXT),
         ("tokenizer_info", {}, 0),
-        # What the validation will refuse.
+        # Requests that the validation will refuse.
         ("completions", {}, 20),
         ("completions", {"prompt": 5, "max_tokens": "many", "n": -1}, CONTEXT),
         ("score", {"conversations": "x"}, 0),

@@ -124,7 +124,7 @@ def test_the_last_judgements_can_be_opened_again(client: TestClient, database: F
     assert [one["said"] for one in recent] == ["skipped", "all bad", "1 2 2 3"]
     assert all(one["asked"] == f"Q {one['prompt']}" for one in recent)
     assert client.get("/label/recent", headers=signed_in(database, "ben")).json() == []
-    # Those of the compare page are not this page's.
+    # Comparisons of the compare page are not tasks of this page.
     database.add_prompts([FeedbackPrompt(id=f"{COMPARED}1", messages=[])])
     assert client.get("/label/task", params={"prompt": f"{COMPARED}1"}, headers=headers).status_code == 404
 

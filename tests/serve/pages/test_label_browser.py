@@ -227,6 +227,6 @@ def test_nothing_in_an_answer_runs_or_is_fetched(browser: "api.Browser", site: S
         assert page.locator("main").locator("script, img, a, iframe, [onerror], [onclick]").count() == 0
         assert asked
         assert all(url.startswith(site.url) or url.startswith("data:") for url in asked)
-        # Its Markdown is rendered.
+        # The answer's Markdown is rendered.
         assert page.locator("strong").inner_text() == "bold"
         assert page.locator(".answer ol li").all_inner_texts() == ["one", "two"]

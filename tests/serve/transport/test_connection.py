@@ -184,7 +184,7 @@ async def test_a_connection_without_a_greeting_is_closed_in_time_and_few_may_wai
     listener, address, connections = await listening()
     begun = [await asyncio.open_connection(address.host, address.port) for _ in range(5)]
     begun[0][1].write(address.secret[:20])
-    # Those above the limit end at once, and the others when their time is over.
+    # Connections above the limit end at once, and the others when their time is over.
     async with asyncio.timeout(5):
         for reader, _ in begun[::-1]:
             with suppress(ConnectionError):

@@ -12,7 +12,7 @@ from actors.model.forward import last_hidden_states
 from cluster.recipe.model import Model
 
 PROMPTS = [[2, 10, 11, 12, 13, 14, 4, 3], [2, 15, 4, 3], [2, 16, 17, 4, 3]]
-# Of each prompt; None is a token that nobody drew, such as a tool's in the middle of an answer.
+# The answers to each prompt; None is a token that was not drawn, such as a tool's in the middle of an answer.
 ANSWERS = [[[20, 21, 4], [22], [23, 24, 25, 26, 4]], [[27, 4], [28, None, 29, 4]], [[30, 31, 4]]]
 
 

@@ -81,7 +81,7 @@ def test_a_prompt_is_how_the_conversation_begins(chat: Chat, turn: int):
     rendered = chat.conversation(CONVERSATION[: turn + 1])
     assert prompt[-1] == ASSISTANT
     assert rendered.token_ids[: len(prompt)] == prompt
-    # What follows the prompt is what is trained, and it is all that is trained of this turn.
+    # All tokens behind the prompt are trained.
     assert all(rendered.loss_mask[len(prompt) :])
 
 
@@ -272,7 +272,7 @@ def test_a_template_that_rewrites_earlier_turns_gives_a_row_for_each(folder: Pat
     assert len(rows) == 2
     for number, (row, target) in enumerate(zip(rows, targets, strict=True)):
         start = row.loss_mask.index(True)
-        # What stands before the turn is what the model is served when it is asked for it.
+        # The tokens before the trained turn are those of the prompt for it in serving.
         assert row.token_ids[:start] == chat.prompt(THOUGHT[: 2 * number + 1])
         words = [token for token, flag in zip(row.token_ids, row.loss_mask, strict=True) if flag]
         assert chat.tokenizer.decode(words) == target

@@ -242,7 +242,7 @@ def test_the_recipe_can_set_the_template_and_the_end(tmp_path: Path):
     )
     file = tmp_path / "own.jinja"
     file.write_text("{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}")
-    # It ends no turn: the token that is named does, and is a special one from then on.
+    # The template ends no turn: the token that is given does, and is a special one from then on.
     set_template(tokenizer, str(file), "?")
     assert Chat(tokenizer).end_of_turn_id == tokenizer.convert_tokens_to_ids("?") == tokenizer.eos_token_id
 

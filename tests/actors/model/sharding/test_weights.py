@@ -261,7 +261,7 @@ def test_the_fingerprint_of_several_files_is_of_all_of_them(tmp_path: Path) -> N
     files = weight_files(tmp_path / "one")
     shutil.copytree(tmp_path / "one", tmp_path / "other")
     assert weights_fingerprint(tmp_path / "one") == weights_fingerprint(tmp_path / "other")
-    # Of another layout, which transformers does not read either.
+    # A file of another layout, which transformers does not read, does not count.
     save_file({"w": torch.zeros(2)}, tmp_path / "other" / "consolidated.safetensors")
     assert weights_fingerprint(tmp_path / "one") == weights_fingerprint(tmp_path / "other")
     last = tmp_path / "other" / files[-1].name

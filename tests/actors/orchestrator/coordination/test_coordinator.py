@@ -92,10 +92,10 @@ def test_a_machine_that_stands_still_is_waited_for_and_no_prompt_is_blamed():
     coordinator = world.coordinator(2, deadline=3600.0, stall=5.0)
     coordinator.start()
     world.still_until = world.timeline.now() + 60.0
-    # Engines that are ended add to the load: each waits twice as long, and there are few.
+    # Ended engines add to the load: each next wait is twice as long, so that few are ended.
     assert len(coordinator.generate(listed(8), SAMPLING)) == 8
     assert coordinator.counters().deaths <= 8
-    # For a while, a pause that would have been too long is waited for.
+    # For a while afterwards, a pause that would have been too long before ends no engine.
     deaths, world.still_until = coordinator.counters().deaths, world.timeline.now() + 15.0
     coordinator.generate(listed(8), SAMPLING)
     assert coordinator.counters().deaths == deaths

@@ -155,7 +155,7 @@ def test_gopher_duplicate_n_grams(n: int, words: int) -> None:
 def test_repetition_is_counted_in_characters_of_words() -> None:
     # 2 × "aa bb" is 8 of the 8 + 3 + 4 characters; "x" between them and "yyyyyy" after are once.
     assert signal("aa bb x aa bb yyyyyy", "top_2_gram") == pytest.approx(8 / 15)
-    # Of the pairs that occur twice the longest counts: "dddd e", 2 × 5 of 16 characters.
+    # The longest of the pairs that occur twice counts: "dddd e", 2 × 5 of 16 characters.
     assert signal("a b x a b dddd e dddd e z", "top_2_gram") == pytest.approx(10 / 16)
     # Seven like words hold three 5-grams that overlap, and no character counts twice.
     assert signal("o o o o o o o p", "duplicate_5_gram") == pytest.approx(7 / 8)

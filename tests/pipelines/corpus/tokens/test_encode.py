@@ -18,7 +18,7 @@ from pipelines.corpus.tokens.cache import REPEATED, TokenCache
 from pipelines.corpus.tokens.encode import _LONGEST_SPACE, as_tiktoken, encode_documents
 from pipelines.corpus.tokens.train import train_tokenizer
 
-# Of every script, of no script, and of none yet: where the two libraries' tables of characters might differ.
+# All characters, unassigned ones included: the two libraries' tables of characters might differ in any of them.
 CHARACTERS = [chr(code) for code in range(0x20000) if not 0xD800 <= code < 0xE000]
 
 

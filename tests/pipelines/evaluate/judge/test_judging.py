@@ -119,7 +119,7 @@ def test_peoples_votes_are_a_judge_too(tmp_path: Path):
         database.add_prompts([FeedbackPrompt(id=name, messages=[{"role": "user", "content": name}]) for name in names])
         votes = []
         for n, name in enumerate(names):
-            # Which model's answer comes first differs.
+            # The two models come first in turn.
             models = ("policy", "sft") if n % 2 else ("sft", "policy")
             rows = [
                 Completion(

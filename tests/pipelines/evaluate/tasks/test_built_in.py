@@ -37,7 +37,7 @@ def test_no_length_and_no_word_tells_the_grammatical_sentence():
         by_group.setdefault(item.group, []).append((item.options[0], item.options[1]))
     for name, pairs in by_group.items():
         assert all(abs(len(good.split()) - len(bad.split())) <= 1 for good, bad in pairs), name
-        # Whoever prefers one of the words that differ wins at most 65 of 100 pairs, but where one is wrong by rule.
+        # A preference for one of the words that differ wins at most 65 of 100 pairs, but where one is wrong by rule.
         if name in ("verb_form", "negative_polarity", "word_order"):
             continue
         wins: Counter[str] = Counter()
