@@ -1,5 +1,5 @@
-"""Defines what passes between rollout actors, rewards and the learner: prompts, samples and their identities, and a
-worker's rows of a batch."""
+"""Defines the data types that pass between rollout actors, rewards and the learner: prompts, samples and their
+identities, and a worker's rows of a batch."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -161,7 +161,7 @@ class Sample:
             have the log-probability 0.
         raw_text: the last turn with its special tokens, but for the one that ends it.
         history: the turns between the prompt and the last one, as messages.
-        reward: what the environment gave for the conversation; None if it gives none.
+        reward: the environment's reward of the conversation; None if it gives none.
         failure: why the sample gets no reward: the environment could not go on with the conversation, or no engine
             survived drawing it; or empty.
     """

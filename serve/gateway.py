@@ -68,7 +68,7 @@ class GatewaySettings:
         aliases: additional names of models.
         owner: the key of the person who started the server.
         context: the most tokens of a request, prompt and answer together.
-        story: the actor that trains what the story page's visitors ask for; without one there is no such page.
+        story: the actor that trains the models of the story page's visitors; without one there is no such page.
         tls: the certificate of the HTTP server; None for plain HTTP.
         people_per_prompt: how many people rank each prompt on the label page.
     """
@@ -119,7 +119,7 @@ def build_gateway(
     """
     run = RunFolder(settings.run) if settings.run else None
     stores = _stores(run, models, settings.story is not None) if run else {}
-    # A gateway that replaces another one starts with what was promoted before.
+    # A gateway that replaces another one starts with the versions that were promoted before.
     live = {name: store.live() for name, store in stores.items() if store.kept()}
     weights = {name: live[name].weights if name in live else settings.weights.get(name) for name in models}
     authorizer = Authorizer(settings.run, settings.anonymous, settings.owner)

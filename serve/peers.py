@@ -32,7 +32,7 @@ class KeyUser(Protocol):
         """Returns the use of keys in this process."""
 
     def merge_key_use(self, number: int, use: KeyUse | None) -> None:
-        """Takes the use of keys in another gateway; None if it does not answer."""
+        """Counts the use of keys in another gateway too; None if it does not answer."""
 
 
 class Peers:

@@ -159,7 +159,7 @@ def serve_until_interrupted(
         run: the run folder.
         console: for messages.
         without_keys: whether to admit requests without a key even if the run has keys.
-        story: the actor that trains what the story page's visitors ask for, if there is such a page.
+        story: the actor that trains the models of the story page's visitors, if there is such a page.
 
     Raises:
         UserError: the run has no finished model or is being served, the port is taken, or access without keys is

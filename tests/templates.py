@@ -1,4 +1,4 @@
-"""The chat templates that models come with, or small ones of their shape; none marks what is trained."""
+"""The chat templates that models come with, or small ones of their shape; none marks the trained tokens."""
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
@@ -55,7 +55,7 @@ GPT_OSS = (
     "{% else %}{{ '<|start|>' + message.role + '<|message|>' + message.content + '<|end|>' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|start|>assistant' }}{% endif %}"
 )
-# Of the shape of Gemma 3's: what the system says stands in the user's first turn.
+# Of the shape of Gemma 3's: the system's message stands in the user's first turn.
 GEMMA_3 = (
     "{{ bos_token }}{% set first = '' %}{% if messages[0]['role'] == 'system' %}"
     "{% set first = messages[0]['content'] + '\n\n' %}{% set messages = messages[1:] %}{% endif %}"
@@ -83,7 +83,7 @@ LLAMA_2 = (
     "{{ bos_token + '[INST] ' + (first if loop.first else '') + message['content'] + ' [/INST]' }}"
     "{% else %}{{ ' ' + message['content'] + ' </s>' }}{% endif %}{% endfor %}"
 )
-# Of the shape of Mistral's: what the system says moves to the last question.
+# Of the shape of Mistral's: the system's message moves to the last question.
 MISTRAL = (
     "{% set said = '' %}{% if messages[0]['role'] == 'system' %}{% set said = messages[0]['content'] + '\n\n' %}"
     "{% set messages = messages[1:] %}{% endif %}{{ bos_token }}{% set ns = namespace(last=0) %}"
@@ -131,13 +131,13 @@ VICUNA = (
     "{% else %}{{ message['content'] + ' ' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 )
-# Marks what is trained, but not the token that ends it.
+# Marks the trained turn, but not the token that ends it.
 MARKED_WITHOUT_END = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}{% if message['role'] == 'assistant' %}"
     "{% generation %}{{ message['content'] }}{% endgeneration %}{% else %}{{ message['content'] }}{% endif %}"
     "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-# Of the shape of Mistral 7B v0.3's: what the system says stands in the last of the user's turns.
+# Of the shape of Mistral 7B v0.3's: the system's message stands in the last of the user's turns.
 MISTRAL_V3 = (
     "{% set system = '' %}{% if messages[0].role == 'system' %}{% set system = messages[0].content + '\n\n' %}"
     "{% set messages = messages[1:] %}{% endif %}{{ bos_token }}{% for message in messages %}"

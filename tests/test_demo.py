@@ -62,7 +62,7 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 # before its end. The trainer of pre-training is that of fine-tuning and the reward model too; the corpus has tests of
 # its own for kills.
 KILLED_AFTER = {"pretrain": 12, "rlhf": 2}
-# Five times what the longest way between two kills takes on an idle machine of two cores; other tests run beside it.
+# Five times the longest time between two kills on an idle machine of two cores; other tests run beside it.
 SECONDS = 1000
 
 
@@ -168,7 +168,7 @@ def test_after_a_kill_the_same_command_goes_on(killed: tuple[RunFolder, str]):
 def test_every_stage_leaves_a_whole_artifact(finished: RunFolder):
     for stage in STAGES:
         manifest = finished.require(stage.folder)
-        # The stage that ranks is made of what people judge, too.
+        # The inputs of the stage that ranks include people's judgements.
         judged = {"judgements"} if stage.folder == "preferences" else set()
         assert set(manifest.inputs) == set(stage.after) | judged
     for name in ("base", "sft", "policy"):

@@ -1,4 +1,4 @@
-"""The documents hold: what they show is read, called and run as it stands there."""
+"""The documents are right: the examples in them are read, called and run as they stand there."""
 
 import asyncio
 import gzip

@@ -1,4 +1,4 @@
-"""The page of models says what its benchmark finds, which is run here for a few kinds."""
+"""The page of models has the results of its benchmark, which is run here for a few kinds."""
 
 from pathlib import Path
 

@@ -118,7 +118,7 @@ def test_images_install_what_is_pinned_and_run_without_root(kind: str) -> None:
 
 def test_rules_and_panels_ask_for_metrics_that_are_exposed() -> None:
     metrics = GatewayMetrics({"policy": "abc"})
-    # Series appear with their first sample; their names and kinds are told from the start.
+    # Series appear with their first sample; their names and kinds are listed from the start.
     kinds = dict(re.findall(r"# TYPE (\S+) (\S+)", metrics.text().decode()))
     suffixes = {"histogram": ("_bucket", "_sum", "_count"), "counter": ("",), "gauge": ("",)}
     exposed = {f"{name}{suffix}" for name, kind in kinds.items() for suffix in suffixes[kind]}

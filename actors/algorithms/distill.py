@@ -1,4 +1,4 @@
-"""On-policy distillation: the policy learns from a teacher's log-probabilities of what it drew itself.
+"""On-policy distillation: the policy learns from a teacher's log-probabilities of the policy's own samples.
 
 The advantage of a token is log π_teacher - log π at it, an unbiased estimate of the negative reverse divergence
 KL(π ‖ π_teacher) of its distribution (Agarwal et al. 2024, "On-policy distillation of language models", with λ = 1 and

@@ -55,7 +55,7 @@ class Targets:
             whose own log-probabilities are the same.
         ref_logprobs: log-probabilities under the reference model; None where nothing needs them.
         values: the critic's estimates (PPO), else None.
-        returns: what they should have been (PPO), else None.
+        returns: the returns that the estimates are trained towards (PPO), else None.
     """
 
     advantages: Tensor

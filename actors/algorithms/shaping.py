@@ -35,7 +35,7 @@ def adapted_coefficient(coefficient: float, divergence: float, target: float) ->
 
     Args:
         divergence: the mean KL of an answer in this step, in nats.
-        target: what it should be, in nats.
+        target: the mean KL to reach, in nats.
     """
     error = min(max(divergence / target - 1, -LARGEST_ERROR), LARGEST_ERROR)
     return coefficient * (1 + ADAPTATION * error)

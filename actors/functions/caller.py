@@ -130,7 +130,7 @@ class FunctionCaller:
         Args:
             alone: whether no other call is to share the process.
             waiting: the number of calls that wait.
-            call_seconds: what a call takes, as far as it is known.
+            call_seconds: the estimated seconds of a call; 0 where nothing is known.
         """
         places = COROUTINES if self.asynchronous and not alone else 1
         for process in self._processes:

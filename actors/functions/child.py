@@ -75,8 +75,8 @@ def _end_with_caller() -> None:
 
 
 def _own_pipes() -> tuple[BinaryIO, TextIO]:
-    """Takes standard input and output away from the function, and from what it starts: what it prints is no answer, and
-    what it reads is no call."""
+    """Takes standard input and output away from the function and from processes that it starts, so that nothing that
+    they print is read as an answer, and they read no calls."""
     calls, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "w", encoding="utf-8")
     with open(os.devnull, "rb") as nothing:
         os.dup2(nothing.fileno(), 0)
@@ -131,7 +131,7 @@ async def _answer(handle: Handler, call: dict[str, Any], answers: TextIO) -> Non
 
 
 def _line(call: dict[str, Any], **found: Any) -> str:
-    """Returns the answer to a call. Raises a TypeError or a ValueError if what was found is not JSON."""
+    """Returns the answer to a call. Raises a TypeError or a ValueError if the values are not JSON."""
     return json.dumps({"id": call["id"], **found})
 
 

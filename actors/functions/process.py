@@ -69,7 +69,7 @@ class FunctionProcess:
         return answer
 
     def kill(self) -> None:
-        """Ends the process and what it has started, whatever they are doing."""
+        """Ends the process and those that it has started, whatever they are doing."""
         if not self.ended:
             with suppress(OSError):
                 os.killpg(self._process.result().pid, signal.SIGKILL)

@@ -96,7 +96,7 @@ def sample_metrics(groups: Sequence[Sequence[Sample]], rewards: Sequence[Sequenc
         "reward": float(np.mean(flat)),
         "reward_deviation": float(np.std(flat)),
         "response_length": float(np.mean(lengths)),
-        # Near 1, length is what is rewarded (Singhal et al. 2023).
+        # Near 1, the reward is one of length (Singhal et al. 2023).
         "length_correlation": within_prompt_correlation(
             [[sample.length for sample in group] for group in groups], rewards
         ),

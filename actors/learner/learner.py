@@ -133,7 +133,7 @@ class Learner(LearnerState):
 
     @torch.no_grad()
     def _targets(self, batch: RolloutBatch) -> Targets:
-        """Computes what stays fixed over the optimizer steps on a batch."""
+        """Computes the tensors that stay fixed over the optimizer steps on a batch."""
         # A step of one update computes the old log-probabilities itself: of five passes over the batch (a backward
         # pass counts for two), this saves one.
         charged = self.resolved.kl_charged_in if self.kl_coefficient else None

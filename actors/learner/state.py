@@ -240,7 +240,7 @@ def _load_critic(folder: Path, settings: Rlhf) -> tuple[Any, float]:
     """Loads the reward model as a critic of the rewards that RLHF gives: (score - mean) / deviation, times its weight.
 
     Returns:
-        The model, whose head is scaled, and what has to be subtracted from its output.
+        The model, whose head is scaled, and the shift that has to be subtracted from its output.
     """
     model = load_reward_model(folder)
     scale = json.loads(reward_scale_file(folder).read_text(encoding="utf-8"))

@@ -55,7 +55,7 @@ def scaled_states(model: Any, states: Tensor) -> Tensor:
 
 
 def next_token_losses(model: Any, input_ids: Tensor, loss_mask: Tensor, document_ids: Tensor | None = None) -> Tensor:
-    """Computes the cross-entropy in nats of each target token given what comes before it, in float32.
+    """Computes the cross-entropy in nats of each target token given the tokens before it, in float32.
 
     Args:
         input_ids: [B, T].

@@ -70,7 +70,7 @@ def add(model: Any, settings: Lora, seed: int, rows: Sequence[int] = ()) -> None
 
 @torch.no_grad()
 def _read_lengths(model: Any) -> None:
-    """Sets what DoRA scales the rows of each weight to: their lengths, of an `empty_model` from its files."""
+    """Reads the lengths of the rows of each weight, which DoRA keeps, from the files of an `empty_model`."""
     for name, parameter in model.named_parameters():
         if name.endswith(LENGTHS):
             weight = model.stored_weights.tensor(f"{name.removesuffix(LENGTHS)}.weight")
@@ -120,7 +120,7 @@ def merged_weights(model: Any, weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def scaled_adapters(model: Any, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Returns the adapters alone, with B times alpha / rank, or alpha / √rank where that is stabilized
-    (Kalajdzievski 2023): what `merge_into` needs beside the base weights.
+    (Kalajdzievski 2023): the tensors that `merge_into` needs beside the base weights.
 
     Args:
         model: one that `add` was called on.

@@ -91,8 +91,8 @@ def make_optimizers(
 
 
 def _constant(model: nn.Module, adam: AdamSettings) -> set[nn.Parameter]:
-    """Returns what must not decay: embeddings beside adapters, of which only some rows are trained; and, if matrices
-    inside layers alone decay, those outside."""
+    """Returns the parameters that must not decay: embeddings beside adapters, of which only some rows are trained; and,
+    if only matrices inside layers decay, those outside."""
     named = dict(model.named_parameters())
     beside = {p for name, p in named.items() if not is_adapter(name)} if any(map(is_adapter, named)) else set()
     return beside | {p for name, p in named.items() if adam.decayed == "layers" and ".layers." not in name}

@@ -1,4 +1,4 @@
-"""Checks of a model that training starts from: what rows, losses and rollout engines need of it."""
+"""Checks of a model that training starts from, by the needs of packed rows, losses and rollout engines."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from cluster.errors import UserError, first_line
 from cluster.recipe.model import Model
 from cluster.runtime.start_model import EXPERTS
 
-# Kinds of layers that attend to nothing but what the mask of a packed row allows.
+# Kinds of layers that attend only to tokens that the mask of a packed row allows.
 MASKED_LAYERS = {"full_attention", "sliding_attention"}
 # The number of positions in most configurations, and of GPT-2's kind, MPT, and CodeGen.
 POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")

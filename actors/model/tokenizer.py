@@ -22,7 +22,7 @@ REASONING = "reasoning_content"
 REASONING_FIELDS = (REASONING, "reasoning", "thinking")
 
 # `generation` marks the tokens that are trained: the assistant's text and the token that ends its turn. A space is put
-# into every `<|` that people write: whoever types a special token gets its characters and cannot speak as the
+# into every `<|` that people write: a person who types a special token gets its characters and cannot speak as the
 # assistant. The template does it because every reader of it (transformers, vLLM) then does the same.
 CHAT_TEMPLATE = (
     "{% for message in messages %}"

@@ -62,8 +62,8 @@ def ranking_losses(rewards: Tensor, ranks: Tensor) -> Tensor:
 def ranking_loss(rewards: Tensor, ranks: Tensor, made_from: Tensor) -> Tensor:
     """Computes the mean loss of the pairs of ranked answers, plus that of the counterexamples of one prompt.
 
-    A counterexample is compared with the answer that it was made from alone: nobody said how it compares with others.
-    The two means count alike, so that many counterexamples do not drown what annotators said.
+    A counterexample is compared only with the answer that it was made from: its rank among the others is unknown. The
+    two means count alike, so that many counterexamples do not outweigh the annotators' rankings.
 
     Args:
         rewards: [K].

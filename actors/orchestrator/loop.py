@@ -21,8 +21,8 @@ class RlhfLoop:
 
     Attributes:
         now: tells the time.
-        last_batch: what the last step learned from.
-        trace: who did what in the last step.
+        last_batch: the batch of the last step.
+        trace: the work of every actor in the last step.
     """
 
     fleet: Coordinator
@@ -50,7 +50,7 @@ class RlhfLoop:
         metrics = self.learner.step(batch.prompts, batch.groups, batch.rewards, measured, self.scheduler.collect)
         self.scheduler.ledger.commit(batch.turns, Outcome.TRAINED)
         learned = clock.lap()
-        # Asynchronous: samples by older weights are allowed, so that nobody waits for the slowest engine to reload.
+        # Asynchronous: samples by older weights are allowed, so that the loop need not wait for the slowest engine.
         self.fleet.sync(self.learner.publish(number + 1), wait=self.settings.fleet.max_staleness == 0)
         synced = clock.lap()
         seconds, actors = waited + learned + synced, len(self.fleet.states())

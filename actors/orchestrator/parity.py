@@ -18,7 +18,7 @@ from cluster.recipe.base import Precision
 # while the worst of some hundred tokens were off by 0.08 and 0.43.
 LIMITS = {"float32": 1e-3, "bfloat16": 0.1}
 # Rounding is about as large at the last tokens of an answer as at the first (1.4 times, measured on a model of 2.5M
-# parameters); what a slightly wrong rotation of positions does grows with the distance between tokens (4.3 times).
+# parameters); the error of a slightly wrong rotation of positions grows with the distance between tokens (4.3 times).
 MAX_GROWTH = 3.0
 
 

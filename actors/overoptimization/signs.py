@@ -1,7 +1,7 @@
 """Signs of over-optimization in the samples of a step, from token ids and rewards alone.
 
-A policy that exploits a reward model drifts from the fine-tuned model's answers, mostly towards what is cheap to write
-and rewarded: length (Singhal et al. 2023), repetition, a fixed opening, one token.
+A policy that exploits a reward model drifts from the fine-tuned model's answers, mostly towards features that are cheap
+to write and rewarded: length (Singhal et al. 2023), repetition, a fixed opening, one token.
 """
 
 from collections import Counter

@@ -31,7 +31,7 @@ class Weights:
     """One version of the weights in the object store.
 
     Attributes:
-        version: counts upwards; 0 is what the engines loaded from the model's folder.
+        version: counts upwards; 0 stands for the weights in the model's folder.
         ref: the Ray object reference of the tensors: a dictionary from name to bytes, rows kept apart.
         dtype: the element type of all tensors.
         digests: `digest` of the version's stripe of the tensors, which the weights of every engine must match; of

@@ -160,7 +160,7 @@ def training_state(model: nn.Module, optimizers: list[Optimizer]) -> State:
 
 
 def load_training_state(model: nn.Module, optimizers: list[Optimizer], state: State) -> None:
-    """Sets weights and optimizers to what `training_state` returned."""
+    """Sets weights and optimizers to a state that `training_state` returned."""
     # Without the frozen weights, the dictionary is not the whole model's.
     options = StateDictOptions(strict=not _has_frozen(model))
     set_state_dict(

@@ -246,7 +246,7 @@ class _Counted:
     """The counts of a global batch over all workers.
 
     Attributes:
-        units: what its loss is averaged over.
+        units: the units, such as tokens, that its loss is averaged over.
         positions: its tokens, padding included.
         length: the tokens of a row of this worker's.
     """

@@ -87,7 +87,7 @@ def prove_copy(model: Any, out: Path, precision: Precision = "float32", batch: P
     Args:
         model: in float32.
         out: the folder or file.
-        precision: what the weights there were rounded to, and those of the model were not.
+        precision: the precision that the weights there were rounded to, unlike those of the model.
         batch: held-out rows; None for a row of the vocabulary's first tokens.
 
     Returns:

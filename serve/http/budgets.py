@@ -9,7 +9,7 @@ from cluster.keys import Key, used_tokens
 from cluster.run.atomic import make_private, write_json
 from serve.errors import RequestError
 
-# How soon the file is written after a request. What is used in the last second before the server ends is forgotten.
+# The seconds after a request in which the file is written. Tokens used in the last second of a server are forgotten.
 WRITE_SECONDS = 1.0
 
 
@@ -62,7 +62,7 @@ class TokenBudgets:
         return dict(self._used + self._reserved)
 
     def merge_peer(self, number: int, totals: Mapping[str, int]) -> None:
-        """Takes the totals of another gateway."""
+        """Replaces the totals of another gateway by its newest report."""
         self._others[_file(self._folder or Path(), number)] = totals
 
     def used(self, key: Key) -> int:

@@ -1,8 +1,8 @@
 """The use of keys, as the gateways of one server report it to each other.
 
-Each gateway admits requests by its own counts and by what it last heard of the others. Within `SHARE_SECONDS` several
-gateways may admit what only one may: at the worst, each once the rest of a key's limit. What is too much of the tokens
-and requests a minute is a debt that the next minutes pay.
+Each gateway admits requests by its own counts and by the last reports of the others. Within `SHARE_SECONDS` several
+gateways may together admit more than a key's limit: at the worst, each the whole rest of it. The excess of tokens and
+requests a minute is a debt that is taken off the next minutes.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ class KeyUse:
 
     Attributes:
         gateway: a name of the process, whose counts begin with it.
-        taken: what was taken in all of a limit a minute, and that limit, by the key's hash and the limit's name.
+        taken: the limit a minute and the total taken of it so far, by the key's hash and the limit's name.
         running: the requests in progress, by the key's hash.
         budgets: the tokens used and reserved of budgets, of former processes too, by the key's hash.
     """

@@ -104,16 +104,16 @@ class KeyLimits:
         self._take(key, "tokens", bucket, tokens)
 
     def settle_tokens(self, key: Key, reserved: int, used: int) -> None:
-        """Replaces what was reserved for a request by what it used."""
+        """Replaces the reservation of a request by its use."""
         self._take(key, "tokens", self._bucket(key, "tokens", key.tokens_per_minute), used - reserved)
 
     def use(self) -> KeyUse:
-        """Returns what the requests of this process have taken so far, without a name and budgets."""
+        """Returns the use of keys by the requests of this process so far, without a name and budgets."""
         taken = {limit: (self._buckets[limit].per_minute, amount) for limit, amount in self._taken.items()}
         return KeyUse("", taken, dict(+self._running))
 
     def merge_peer(self, number: int, use: KeyUse | None) -> None:
-        """Takes what another gateway has used since it was last heard of.
+        """Counts the use of keys in another gateway since its last report.
 
         Args:
             number: the number of the gateway, which stays when its process is replaced.

@@ -77,7 +77,7 @@ class Middleware:
         return replace(self._limits.use(), gateway=self._name, budgets=self._budgets.totals())
 
     def merge_key_use(self, number: int, use: KeyUse | None) -> None:
-        """Takes the use of keys in another gateway; None if it does not answer."""
+        """Counts the use of keys in another gateway too; None if it does not answer."""
         self._limits.merge_peer(number, use)
         if use:
             self._budgets.merge_peer(number, use.budgets)

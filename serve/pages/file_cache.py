@@ -1,4 +1,4 @@
-"""Keeps what a page reads from files until they change."""
+"""A cache of the values that a page reads from files, until the files change."""
 
 import threading
 from collections.abc import Callable
@@ -15,7 +15,7 @@ class FileCache:
         self._kept: dict[tuple[Path, str], tuple[tuple[int, int, int] | None, Any]] = {}
 
     def made_from(self, path: Path, what: str, make: Callable[[], Any]) -> Any:
-        """Returns what `make` returns, which is called again only when the file has changed.
+        """Returns the result of `make`, which is called again only when the file has changed.
 
         While one thread makes it, others wait for it instead of making it too.
 

@@ -68,7 +68,7 @@ class TrainingRequest(BaseModel):
 
 
 class StoryTrainer(Protocol):
-    """Trains what visitors ask for, one at a time."""
+    """Trains the models of visitors, one visitor at a time."""
 
     async def data(self) -> dict[str, Any]:
         """Returns the content of the page that does not change while the run is served."""

@@ -1,4 +1,4 @@
-"""The processes that hold models: what happens to a request once the gateway has sent it to a replica.
+"""The processes that hold models, and the way of a request through one of them.
 
 - `replica`: the Ray Serve deployment; loads the models of one process and passes requests to them.
 - `request_bounds`: limits on the size of a request, checked before any part of it is parsed.

@@ -58,8 +58,8 @@ class ResponseStream(asyncio.Queue[Item]):
 
     Attributes:
         number: the number of the request on its connection.
-        cancelled: gives what the replica had computed when the request was cancelled, or None if it does not say so in
-            time; None if the request was not cancelled.
+        cancelled: a task with the tokens that the replica had computed when the request was cancelled, or None if it
+            does not report them in time; None if the request was not cancelled.
     """
 
     def __init__(self, number: int, send: Callable[[int, Kind], None]) -> None:

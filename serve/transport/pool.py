@@ -200,8 +200,8 @@ class ModelEndpoint(Protocol):
         Args:
             endpoint: the endpoint.
             body: the request.
-            given_up: called if it is closed before its end, with what will have been computed when the work stops; None
-                if that is not known.
+            given_up: called if it is closed before its end, with a future of the tokens that had been computed when the
+                work stopped; of None if that is not known.
         """
 
     async def card(self) -> dict[str, Any]:

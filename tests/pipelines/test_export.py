@@ -182,7 +182,7 @@ def test_a_model_that_cannot_be_exported_is_refused_in_one_line(tmp_path: Path):
 
 def test_an_export_that_is_another_model_fails_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     model = written(KINDS["llama"], tmp_path / "own")
-    # Llama's rotation left out: what a wrong mapping of names or of dimensions comes to.
+    # Llama's rotation left out, as by a wrong mapping of names or of dimensions.
     monkeypatch.setattr("pipelines.gguf_format._rotated", lambda *found: found[1])
     with pytest.raises(StageError, match="is not the one that was trained"):
         export(model, tmp_path / "out", "gguf", "float32", 1 << 40)

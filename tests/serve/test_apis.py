@@ -1,5 +1,5 @@
 """The APIs besides chat and completions, through their official clients, against real engines: OpenAI's responses,
-Anthropic's messages, and what evaluation tools ask about the tokenizer."""
+Anthropic's messages, and the tokenizer's description for evaluation tools."""
 
 import json
 from typing import Any, Literal

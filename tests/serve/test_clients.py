@@ -48,7 +48,7 @@ def completion(client: openai.OpenAI) -> str:
 
 
 def run(program: str, *arguments: str | Path) -> str:
-    """Returns what a program of the clients' environment prints."""
+    """Runs a program in the clients' environment and returns its output."""
     # Without the variables that this process has for its own Python.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")} | OFFLINE
     command = [str(Path(PYTHON or "").absolute().parent / program), *map(str, arguments)]
@@ -58,7 +58,7 @@ def run(program: str, *arguments: str | Path) -> str:
 
 
 def found(name: str, server: Server, question: str = QUESTION, *folders: Path) -> dict[str, Any]:
-    """Returns what a program of the folder `clients` finds."""
+    """Runs a program of the folder `clients` and returns its results."""
     printed = run("python", PROGRAMS / f"{name}_client.py", server.url, MODEL, question, *folders)
     return dict(json.loads(printed.splitlines()[-1]))
 

@@ -1,4 +1,4 @@
-"""The real server under hostile and careless clients: what one of them does, the others do not notice."""
+"""The real server under hostile and careless clients, none of which disturbs the others."""
 
 import json
 import socket

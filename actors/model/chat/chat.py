@@ -39,7 +39,7 @@ class Chat(ChatTemplate):
         several rows: one for each turn that does not continue the row before.
 
         Args:
-            messages: turns of role and content, and what else the template reads.
+            messages: turns of role and content, with the other fields that the template reads.
             tools: declarations of the tools that the assistant may call.
             untrained: indices of the assistant's turns that are context alone.
 

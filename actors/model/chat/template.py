@@ -27,7 +27,7 @@ from cluster.errors import UserError
 
 # Callers check the length themselves; transformers would warn that the model cannot read so much.
 QUIET: dict[str, Any] = {"verbose": False}
-# An answer that no template changes, to find what the template writes behind one.
+# An answer that no template changes, to find the tokens that a template writes behind one.
 _PROBE = "qzjx"
 
 Messages = Sequence[dict[str, Any]]

@@ -1,4 +1,4 @@
-"""The text of an assistant's turn: its reasoning and its calls, and what of them a template has left out."""
+"""The text of an assistant's turn: its reasoning and its calls, and whether a template has left a part of them out."""
 
 import unicodedata
 from collections.abc import Iterator, Mapping

@@ -17,7 +17,7 @@ from cluster.recipe.base import Precision
 from cluster.run.atomic import write_json
 from cluster.run.weight_files import INDEX, WEIGHTS
 
-# The most bytes of a file, unless one tensor has more: what the worker that writes holds at a time.
+# The most bytes of a file, unless one tensor has more. The worker that writes holds one file at a time.
 FILE_BYTES = 1_000_000_000
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

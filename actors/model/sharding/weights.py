@@ -1,8 +1,8 @@
 """Models that several workers share, made without memory for their weights and filled from the files of a folder: each
 worker reads its own part, so that no worker ever holds the whole model.
 
-`empty_model` makes one on PyTorch's meta device; what it is given before it is sharded (adapters, grown embeddings, a
-new head) is real and the same on every worker. `fill` then allocates and reads what `fully_shard` has left to a worker.
+`empty_model` makes one on PyTorch's meta device; parameters that are added before it is sharded (adapters, grown
+embeddings, a new head) are real and the same on every worker. `fill` then allocates and reads a worker's part.
 """
 
 import copy

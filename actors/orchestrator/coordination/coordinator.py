@@ -140,7 +140,7 @@ class Coordinator:
 
     @locked
     def take_spans(self) -> list[Span]:
-        """Removes and returns what actors did since the last call, of very many spans only the newest."""
+        """Removes and returns the spans of the actors' work since the last call, of very many only the newest."""
         return self._stats.take_spans()
 
     @locked

@@ -20,7 +20,7 @@ class Dispatcher:
         members: the actors.
         calls: sends calls to them.
         queue: the requests that wait, and the samples that are finished.
-        stats: counts what actors do.
+        stats: counts the actors' work.
         clock: tells the time.
         sequences: the completions that an engine decodes at once. An actor is asked for twice as many, so that none of
             its places is empty until its next request arrives.

@@ -27,7 +27,7 @@ class Lifecycle:
         members: the actors.
         calls: sends calls to them.
         queue: gets the prompts of actors that die.
-        stats: counts what the actors do.
+        stats: counts the actors' calls and deaths.
         target: the number of actors to keep.
         swap_in_flight: whether actors take new weights in the midst of completions, and not only after them.
 

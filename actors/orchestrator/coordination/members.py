@@ -29,7 +29,7 @@ class ActorState(StrEnum):
 # Actors that have started and stay.
 WORKING = {ActorState.READY, ActorState.STALE}
 
-# DEAD leads nowhere: what replaces a dead actor starts anew and has to pull the current weights before it is READY.
+# DEAD leads nowhere: the actor that replaces a dead one starts anew and has to pull the weights before it is READY.
 _NEXT = {
     ActorState.STARTING: {ActorState.STALE, ActorState.DEAD},
     ActorState.STALE: {ActorState.READY, ActorState.DRAINING, ActorState.DEAD},

@@ -10,7 +10,7 @@ from cluster.errors import EngineError
 # One death may be the machine's fault and two may be bad luck; the third is the prompt's if other prompts were answered
 # since the first. Without such a control the machine is as likely a cause, and it takes more.
 MAX_DEATHS, MAX_DEATHS_WITHOUT_CONTROL = 3, 6
-# The most times the usual seconds without progress: each stall over a prompt doubles what its next request is given.
+# The most times the usual seconds without progress: each stall over a prompt doubles the patience of the next.
 MAX_PATIENCE = 4
 
 

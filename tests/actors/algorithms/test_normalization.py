@@ -1,4 +1,4 @@
-"""Advantages of rewards that are equal, or differ by rounding alone."""
+"""Advantages of rewards that are equal, or that differ only by rounding."""
 
 import numpy as np
 import pytest

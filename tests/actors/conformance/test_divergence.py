@@ -90,7 +90,7 @@ def test_k3_follows_the_reverse_divergence_of_each_token():
 
 @pytest.mark.parametrize("estimator", ["k1", "k2"])
 def test_importance_weights_correct_the_gradient_at_a_token_that_other_weights_drew(estimator: str):
-    # The second tokens are the same under all three: what is left is one token, whose weight is the whole answer's.
+    # All three give the second tokens the same probabilities: one token's weight is that of the whole answer.
     same = torch.zeros(TOKENS, TOKENS, dtype=torch.float64)
     logits = [torch.cat([table(seed)[:1], same]) for seed in (1, 2, 3)]
     found = expected_gradient(estimator, *logits, UNBOUNDED)[0]

@@ -107,7 +107,7 @@ def leaves_behind(question: RewardInput, answer: str) -> float:
 
 
 def alarmed(question: RewardInput, answer: str) -> float:
-    """Uses what is to be had in a main thread alone."""
+    """Uses a feature that only a main thread has."""
     signal.signal(signal.SIGALRM, signal.SIG_IGN)
     signal.alarm(0)
     return asyncio.run(waits(question, answer))

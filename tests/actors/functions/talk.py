@@ -20,7 +20,7 @@ class Counting:
         self.question = question
 
     async def step(self, trajectory: Trajectory) -> Reply:
-        """Speaks of what it has counted and seen."""
+        """Replies with its count and the trajectory that it got."""
         assert trajectory.question == self.question
         await asyncio.sleep(0.05)
         self.replies += 1

@@ -17,7 +17,7 @@ from tests.helpers import rlhf
 
 @pytest.mark.parametrize("weight", [1.0, 0.5])
 def test_the_critic_starts_from_the_rewards_that_are_given(folders, tmp_path: Path, weight: float):
-    # At an answer's end its value is what the reward model gives: normalized, and times its weight.
+    # At an answer's end its value is the reward model's reward: normalized, and times its weight.
     model = load_reward_model(folders[1])
     torch.nn.init.normal_(model.score.weight, generator=torch.Generator().manual_seed(0))
     model.save_pretrained(tmp_path)

@@ -1,4 +1,4 @@
-"""Updates of the policy: what one moves, and what does not change it."""
+"""Updates of the policy: their direction and schedule, and settings that must not change them."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -123,7 +123,7 @@ def test_adapters_learn_and_are_compared_with_the_model_without_them(folders, tm
     sent = dict(lora.merge_into(stored(folders[0]), learner.weights()))
     assert all(torch.equal(value, sent[name]) for name, value in exported.items())
     assert (tmp_path / "policy" / lora.FOLDER / lora.ADAPTER_FILE).exists()
-    # No policy was measured to be within limits: the fine-tuned model is what is left.
+    # No policy was measured to be within limits: the fine-tuned model is exported.
     learner.export(tmp_path / "start", within_limits=True)
     left = dict(AutoModelForCausalLM.from_pretrained(tmp_path / "start").named_parameters())
     assert all(torch.equal(value, left[name]) for name, value in stored(folders[0]))

@@ -18,7 +18,7 @@ from actors.objectives.lm import LanguageObjective
 from actors.objectives.reference import Reference
 
 SIZES = {"vocab_size": 60, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
-# Dropout of embeddings, of attention, and of what a layer adds; by modules and by functions.
+# Dropout of embeddings, of attention, and of the output of a layer; by modules and by functions.
 MODELS = {
     "phi": lambda: PhiForCausalLM(PhiConfig(**SIZES, resid_pdrop=0.3, embd_pdrop=0.3, attention_dropout=0.3)),
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, attention_dropout=0.3)),

@@ -1,4 +1,4 @@
-"""Low-rank adapters: what is trained, what is kept, and what the merged model computes."""
+"""Low-rank adapters: their training, their checkpoints and exports, and the merged model."""
 
 from collections.abc import Sequence
 from copy import deepcopy

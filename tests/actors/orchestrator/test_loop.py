@@ -31,7 +31,7 @@ STEPS = 12
 # How often the learner calls `meanwhile` in a step, by which the loop collects samples.
 LOOKS = 20
 PROMPTS = [Prompt(f"p{i}", [1]) for i in range(40)]
-# How often an actor dies or hangs in a call of each kind, or takes no weights and says that it did.
+# How often an actor dies or hangs in a call of each kind, or reports weights that it has not loaded.
 DEATHS: dict[Call, float] = {"start": 0.08, "pull": 0.03, "generate": 0.03}
 HANGS: dict[Call, float] = {"start": 0.03, "pull": 0.01, "generate": 0.02}
 FORGETS: dict[Call, float] = {"start": 0.0, "pull": 0.01, "generate": 0.0}

@@ -1,4 +1,4 @@
-"""The parity gate on real engines: what differs between them and the learner is named."""
+"""The parity gate on real engines: the cause of a difference from the learner is named."""
 
 from collections.abc import Iterator
 from pathlib import Path

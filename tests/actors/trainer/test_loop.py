@@ -221,7 +221,7 @@ def test_a_killed_worker_costs_time_and_nothing_else(undisturbed):
 
 
 class Waits(Watchdog):
-    """A watchdog that remembers what was waited for."""
+    """A watchdog that records the names of the waits."""
 
     found: ClassVar[list[str]] = []
 

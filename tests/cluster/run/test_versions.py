@@ -55,7 +55,7 @@ def test_a_server_starts_with_the_newest_weights_unless_they_were_rolled_back(
     assert versions.kept() == ["aaa", "bbb"]
     with pytest.raises(UserError, match="no version of policy before aaa"):
         versions.before_live()
-    # Promoted again, it is the newest, and the one before it is what was live.
+    # Promoted again, it is the newest version, and the one that was live is the one before it.
     versions.make_live("bbb")
     assert versions.before_live().weights == "aaa"
     assert live_version(versions.folder) == versions.live()

@@ -1,4 +1,4 @@
-"""Annotators that are functions: what they may return, and how often they may fail."""
+"""Annotators that are functions: the ranks that they may return, and how often they may fail."""
 
 import json
 import random

@@ -1,4 +1,4 @@
-"""The plan of a round: its prompts, their names, and what is left out."""
+"""The plan of a round: its prompts, their names, and the prompts that are left out."""
 
 from pathlib import Path
 

@@ -87,7 +87,7 @@ def test_judgements_that_are_newer_make_a_round_and_its_manifest_names_them(
     names = [prompt.id for prompt in database.prompts()]
     for name in names[:2]:
         rank(name, "ben")
-    # A skip tells nothing.
+    # A skip is no new judgement.
     database.save_ranking(Ranking(prompt_id=names[3], annotator="ben", skipped="unclear"))
     state = stage_state(stage, recipe, run)
     assert (state.name, state.why) == ("stale", "2 rankings are newer")
@@ -104,7 +104,7 @@ def test_judgements_that_are_newer_make_a_round_and_its_manifest_names_them(
     with run.lock():
         restore_round(tmp_path, 1)
     assert stage_state(stage, recipe, run).name == "done"
-    # A judgement that is changed is another one; what is excluded goes out of the next round.
+    # A changed judgement counts as a new one; the next round leaves out excluded annotators.
     rank(names[0], "ann")
     state = stage_state(stage, recipe, run)
     assert state.why == "1 ranking is newer; 1 that the round used is gone, changed or excluded"
@@ -113,7 +113,7 @@ def test_judgements_that_are_newer_make_a_round_and_its_manifest_names_them(
     assert run_stage(stage, collect.run, recipe, run) == "done"
     assert run.require("preferences").metrics["rankings_by"] == {"ben": 2}
     assert kept_rounds(tmp_path) == [1, 2]
-    # A run from before there were rounds has seen what was given until then.
+    # A run from before there were rounds counts as having used all judgements made until then.
     (run.path("preferences") / "judgements.jsonl").unlink()
     assert stage_state(stage, recipe, run).name == "done"
     rank(names[4], "ben")

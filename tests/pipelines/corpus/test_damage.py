@@ -1,4 +1,4 @@
-"""Storage that fails and files that are damaged: all that can be read is read, and what is missing is said."""
+"""Storage that fails and files that are damaged: all readable records are read, and the others are named."""
 
 import gzip
 import json

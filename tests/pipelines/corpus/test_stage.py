@@ -379,7 +379,7 @@ def test_a_corpus_without_documents_is_an_error(ray_session: None, tmp_path: Pat
     )
     with pytest.raises(UserError, match=whole):
         build(make_recipe(source, decontaminate=asked, max_bad_share=0.2), tmp_path / "copies")
-    # Only what comes of a source that is wrong is of no use later.
+    # Nothing stays where no document passes the rules; otherwise finished parts stay for a later run.
     assert [(tmp_path / name).exists() for name in ("rules", "copies")] == [False, True]
 
 

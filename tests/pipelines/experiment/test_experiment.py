@@ -1,4 +1,4 @@
-"""Experiments with the corpus: what a variant is, and models of a few steps beside a closed form."""
+"""Experiments with the corpus: the recipes of variants, and models of a few steps beside a closed form."""
 
 import json
 import math

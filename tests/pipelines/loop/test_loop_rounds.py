@@ -122,7 +122,7 @@ def test_a_policy_waits_for_people_and_takes_over_when_they_approve(root: Path) 
     thread.start()
     wait_until(lambda: next_step(run, settings) == "approve", 20, "the round to wait")
     assert live(root) == "one"
-    # A server that starts meanwhile does not take what nobody has decided on.
+    # A server that starts meanwhile does not serve a policy that is not decided on.
     assert (Versions(run, "policy").start().folder / "content").read_text() == "one"
     with pytest.raises(UserError, match="in the loop by process"):
         one_round(root)
@@ -274,7 +274,7 @@ def test_a_kill_at_any_moment_changes_no_decision(
     for root in roots:
         if not read_trail(root) or open_round(read_trail(root)):
             getattr(scripted, action)(root)
-        # Each step once; what was done is not done again, or ScriptedWork fails.
+        # Each step once; ScriptedWork fails where a stage is run twice.
         assert steps(root) == expected
         assert live(root) == ("two" if action == "one_round" else "one")
         assert content(root) == whole("two" if action == "one_round" else "one")

@@ -22,7 +22,7 @@ ANN, BOB = (
 
 
 class Training:
-    """Stands for minutes of training: it goes on until it is told to end, well or badly."""
+    """Stands for minutes of training: it goes on until the test ends it, with success or a failure."""
 
     def __init__(self) -> None:
         self.begun: list[str] = []

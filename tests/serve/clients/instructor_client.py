@@ -14,13 +14,13 @@ ask = {"model": model, "messages": [{"role": "user", "content": question}], "max
 
 
 def answer(mode: instructor.Mode) -> dict[str, str]:
-    """Returns what is parsed in a mode."""
+    """Returns the parsed answer in a mode."""
     client = instructor.from_openai(openai.OpenAI(**server), mode=mode)
     return client.chat.completions.create(**ask, response_model=Capital).model_dump()
 
 
 async def asynchronous() -> dict[str, str]:
-    """Returns what the asynchronous client parses."""
+    """Returns the parsed answer of the asynchronous client."""
     client = instructor.from_openai(openai.AsyncOpenAI(**server), mode=instructor.Mode.JSON_SCHEMA)
     return (await client.chat.completions.create(**ask, response_model=Capital)).model_dump()
 

@@ -1,4 +1,4 @@
-"""The compare page's server: what it streams and stores, and that it names the models only after the vote."""
+"""The compare page's server: its stream and its records, and that it names the models only after the vote."""
 
 import json
 from collections.abc import Iterator

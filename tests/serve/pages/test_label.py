@@ -1,4 +1,4 @@
-"""The label page's server: which tasks it assigns and what it stores."""
+"""The label page's server: the tasks that it assigns and the judgements that it stores."""
 
 import asyncio
 import json

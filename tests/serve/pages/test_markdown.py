@@ -1,4 +1,4 @@
-"""Markdown of people and models: what becomes elements, and that nothing of it is HTML, a link or an image."""
+"""Markdown of people and models: its elements, none of which is HTML, a link or an image."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The routes of the story page refuse what no page sends."""
+"""The routes of the story page refuse requests that the page never sends."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The recipe's settings of an engine: what vLLM is given, and what it refuses before it loads a model."""
+"""The recipe's settings of an engine: vLLM's arguments, and values refused before a model is loaded."""
 
 import json
 from pathlib import Path

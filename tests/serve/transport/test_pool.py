@@ -1,4 +1,4 @@
-"""A model behind connections: what the gateway sees when its replicas answer, refuse, die, come, go or sleep."""
+"""A model behind connections, as the gateway sees it while replicas answer, refuse, die, come, go or sleep."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
@@ -228,7 +228,7 @@ async def test_work_ends_when_its_client_goes(waiting: bool) -> None:
             following.cancel()
             await asyncio.wait((following,))
         await parts.aclose()
-        # All that was computed until it stopped, and not what was read.
+        # All tokens that were computed until it stopped, and not those that were read.
         assert [await one for one in used] == [Usage(3, 5)]
         assert counting.left.is_set()
 

@@ -48,7 +48,7 @@ def plain(end: str, before: str = "", after: str = "", **others: list[str] | str
     return {**turns, "tools": NO_TOOLS, "reasoning": NO_REASONING, **others}
 
 
-# The template, its special tokens (the eos_token first), and for each case what is trained, or why it is refused.
+# The template, its special tokens (the eos_token first), and for each case the trained turns, or why it is refused.
 TABLE: dict[str, tuple[str, list[str], Expected]] = {
     "chatml": (templates.CHATML, ["<|im_end|>", "<|im_start|>"], plain("<|im_end|>")),
     "llama 2": (templates.LLAMA_2, ["</s>", "<s>"], plain("</s>", " ", " ")),
@@ -170,7 +170,7 @@ def tokenizer_of(template: str, special: list[str]) -> PreTrainedTokenizerFast:
 
 
 def require_as_served(chat: Chat, case: str) -> list[str]:
-    """Returns the text of every trained turn of a case, after comparing what stands before it with its prompt."""
+    """Returns the text of every trained turn of a case, after comparing the tokens before it with its prompt."""
     messages, tools = CASES[case]
     turns = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
     targets: list[str] = []

@@ -1,4 +1,4 @@
-"""Words of every script, and what rules, duplicates and decontamination make of them."""
+"""Words of every script, in rules, deduplication and decontamination."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The quality classifier: its objective, how well it tells clean text from polluted, and what the first phase drops."""
+"""The quality classifier: its objective, how well it tells clean text from polluted, and documents that it drops."""
 
 import json
 import random

@@ -1,4 +1,4 @@
-"""Formats of files: each is read under all its suffixes, and what cannot be read is named."""
+"""Formats of files: each is read under all its suffixes, and records that cannot be read are named."""
 
 import gzip
 import json

@@ -1,4 +1,4 @@
-"""Pages from HTML and WARC files: what is read of them, in which encoding, and what happens to damaged ones."""
+"""Pages from HTML and WARC files: their main text and encoding, and damaged files."""
 
 import gzip
 import re

@@ -1,4 +1,4 @@
-"""Weights by tokens: what is repeated, what is left out, and that the shares come out."""
+"""Weights by tokens: repeated documents, documents left out, and the shares that result."""
 
 from pathlib import Path
 
