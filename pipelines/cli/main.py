@@ -64,9 +64,7 @@ def run(
     serve: Annotated[bool, typer.Option("--serve", help="serve the models afterwards")] = False,
     host: Host = None,
     port: Port = None,
-    plan: Annotated[
-        bool, typer.Option("--plan", help="print the cores, GPUs and memory that each part would get, and stop")
-    ] = False,
+    plan: Annotated[bool, typer.Option("--plan", help="print memory, shares and the files' rows, and stop")] = False,
 ) -> None:
     """Run all stages that are not done, in order."""
     loaded = load_recipe(recipe, overrides)

@@ -133,7 +133,8 @@ def _check_cluster(recipe: Recipe, run: RunFolder) -> None:
 
 
 def print_resource_plan(recipe: Recipe) -> None:
-    """Prints the cores, GPUs and memory that each actor would get on this machine, without starting any.
+    """Prints the cores, GPUs and memory that each actor would get on this machine, without starting any, and how many
+    rows the files of the recipe hold.
 
     Raises:
         UserError: the recipe names a cluster, or files or functions that are not there, or does not fit on this
@@ -142,15 +143,18 @@ def print_resource_plan(recipe: Recipe) -> None:
     from rich.console import Console
 
     from pipelines.cli.plan_report import print_plan
+    from pipelines.cli.source_report import print_sources
 
     if recipe.cluster.address != "local":
         raise UserError(
             "--plan plans for this machine: set cluster.address=local, and the cores and GPUs to plan for under cluster"
         )
-    print_plan(recipe, resources_here(recipe.cluster), Console())
+    console = Console()
+    print_plan(recipe, resources_here(recipe.cluster), console)
     check_functions(recipe)
     check_sources(recipe)
     check_chats(recipe)
+    print_sources(recipe, console)
 
 
 def keep_recipe(recipe: Recipe, run: RunFolder) -> None:

@@ -14,6 +14,8 @@ from cluster.recipe.functions import SOURCE_SECONDS, failure_reason, items_withi
 from cluster.run.atomic import write_text
 from pipelines.data.row_files import BadRow, Row, Span, bad_row, good_row, matching_files, rows_of, spans_of
 
+# Reads a row, given its file and line, or raises a UserError: `prompt_of` or `conversation_of`.
+Read = Callable[[Row, str], object]
 # Bytes of a part of a file.
 SPLIT_BYTES = 8 << 20
 # Rows of a file of which one must be readable before a run starts.
@@ -76,7 +78,7 @@ def require_few_bad_rows(bad: int, first: str, total: int, most: float, file: Pa
         )
 
 
-def check_first_rows(sources: Iterable[ChatSource], read: Callable[[Row, str], object]) -> None:
+def check_first_rows(sources: Iterable[ChatSource], read: Read) -> None:
     """Checks that a row near the beginning of every file of the sources can be read, before anything is done.
 
     Lists of JSON of more than `SPLIT_BYTES`, which can only be read whole, are passed over.
@@ -92,12 +94,12 @@ def check_first_rows(sources: Iterable[ChatSource], read: Callable[[Row, str], o
         for path in matching_files(str(source.path)) if source.kind == "files" else []:
             if path.lower().endswith(".json") and Path(path).stat().st_size > SPLIT_BYTES:
                 continue
-            complaints = [_complaint(row, place, read) for row, place in islice(rows_of(path), _CHECKED_ROWS)]
+            complaints = [complaint(row, place, read) for row, place in islice(rows_of(path), _CHECKED_ROWS)]
             if complaints and all(complaints):
                 raise UserError(complaints[0])
 
 
-def _complaint(row: Row | BadRow, place: str, read: Callable[[Row, str], object]) -> str:
+def complaint(row: Row | BadRow, place: str, read: Read) -> str:
     """Says why a row cannot be read; empty if it can."""
     if isinstance(row, BadRow):
         return row.reason
