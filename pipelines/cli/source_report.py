@@ -64,6 +64,9 @@ def print_sources(recipe: Recipe, console: Console, seconds: float = SECONDS) ->
         reasons += found.reasons
     if counted:
         console.print(table)
+    sources: list[Source | ChatSource] = [*recipe.corpus.sources, *recipe.sft.sources, *recipe.collect.sources]
+    if functions := list(dict.fromkeys(str(one.function) for one in sources if one.kind == "function")):
+        console.print(f"rows of functions are not counted: {', '.join(functions)}", soft_wrap=True, highlight=False)
     for reason in reasons:
         console.print(reason, soft_wrap=True, markup=False, highlight=False)
 

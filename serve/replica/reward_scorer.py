@@ -11,8 +11,7 @@ from starlette.concurrency import run_in_threadpool
 
 from actors.model.chat import Chat
 from actors.rewards.model import ModelReward
-from actors.rewards.verdicts import rewards_of
-from actors.types import NO_EPOCH, Prompt, RolloutId, Sample
+from actors.types import NO_EPOCH, Failure, Prompt, RolloutId, Sample, Verdict
 from cluster.errors import UserError
 from cluster.run.versions import Version
 from cluster.runtime.plan import Allocation
@@ -96,11 +95,11 @@ class RewardScorer:
                 message = f"conversations.{number}: the maximum context length is {self.context} tokens, not {len(ids)}"
                 return _refusal(message, "conversations")
             rows.append(ids)
-        prompts = [Prompt(str(number), ids) for number, ids in enumerate(rows)]
+        prompts = [Prompt(str(number), ids, f"conversations.{number}") for number, ids in enumerate(rows)]
         # The whole conversation goes in as the prompt, with an empty answer: the reward is read at the last token.
         empty = Sample(RolloutId(NO_EPOCH, "", 0), [], [], [], "stop", "")
-        rewards = rewards_of([verdict for (verdict,) in self.reward.score(prompts, [[empty]] * len(rows))])
-        data = [{"index": i, "object": "score", "score": reward} for i, reward in enumerate(rewards)]
+        verdicts = [verdict for (verdict,) in self.reward.score(prompts, [[empty]] * len(rows))]
+        data = [{"index": i, "object": "score"} | _entry(verdict) for i, verdict in enumerate(verdicts)]
         tokens = sum(map(len, rows))
         usage = {"prompt_tokens": tokens, "completion_tokens": 0, "total_tokens": tokens}
         return CompleteResponse(200, {"object": "list", "model": self.name, "data": data, "usage": usage})
@@ -138,6 +137,13 @@ class RewardScorer:
 
     def close(self) -> None:
         """Does nothing: it has nothing outside of this process."""
+
+
+def _entry(verdict: Verdict) -> dict[str, Any]:
+    # A score that is no number is none: the other conversations keep theirs.
+    if isinstance(verdict, Failure):
+        return {"score": None, "error": verdict.reason}
+    return {"score": verdict}
 
 
 def _refusal(message: str, param: str) -> CompleteResponse:

@@ -23,7 +23,7 @@ from actors.orchestrator.scheduler import RolloutScheduler
 from actors.rewards.builtin import same_number, same_text
 from actors.rewards.function import FunctionReward
 from actors.rewards.pool import RewardWorkerPool, WeightedRewards, restartable
-from actors.rewards.verdicts import add, rewards_of
+from actors.rewards.verdicts import add
 from actors.types import Failure, Prompt, PromptTurn, RewardInput, RolloutId, Sample, Sampling, Verdict
 from cluster.errors import DeadlineError, EngineError, StageError, UserError
 from cluster.recipe.functions import load_function
@@ -81,9 +81,6 @@ def test_a_sum_with_a_failure_is_the_failure():
     one, other = Failure("one"), Failure("other")
     assert add(1.0, 2.0, 3.0) == 7.0
     assert add(one, 0.0, 1.0) == add(one, 1.0, other) == add(1.0, 0.0, one) == one
-    assert rewards_of([1.0, 2.0]) == [1.0, 2.0]
-    with pytest.raises(StageError, match="other"):
-        rewards_of([1.0, other])
 
 
 @pytest.mark.parametrize("name", ["no.such.module:f", f"{CALLS}:nothing", f"{CALLS}:COUNT"])

@@ -66,6 +66,23 @@ def test_rewards_are_those_of_the_classifier_one_by_one_on_the_scale_of_the_trai
     assert reply.body["usage"]["prompt_tokens"] == sum(map(len, rows))
 
 
+def test_a_conversation_without_a_finite_score_has_a_reason_and_the_others_their_scores(scorer: RewardScorer) -> None:
+    expected = [row["score"] for row in ask(scorer, {"model": "reward", "conversations": TALKS}).body["data"]]
+    first, broken, last = (set(scorer.chat.conversation(talk).token_ids) for talk in TALKS)
+    embeddings = scorer.reward.models[0].get_input_embeddings().weight.data
+    kept = embeddings.clone()
+    embeddings[list(broken - first - last)] = torch.nan
+    data = ask(scorer, {"model": "reward", "conversations": TALKS}).body["data"]
+    embeddings.copy_(kept)
+    assert data[1] == {
+        "index": 1,
+        "object": "score",
+        "score": None,
+        "error": "the reward model gave nan, for prompt 'conversations.1'",
+    }
+    assert [data[0]["score"], data[2]["score"]] == pytest.approx([expected[0], expected[2]])
+
+
 @pytest.mark.parametrize(
     ("conversations", "words"),
     [
