@@ -62,14 +62,14 @@ class Peers:
     async def announce(self, model: str, weights: str) -> list[str]:
         """Makes a version known to all others, and returns the names of those that did not confirm it in time."""
         others = [name for number, name in enumerate(self._names) if number != self.number]
-        told = await asyncio.gather(*(self._tell(name, model, weights) for name in others))
-        return [name for name, confirmed in zip(others, told, strict=True) if not confirmed]
+        confirmations = await asyncio.gather(*(self._announce_to(name, model, weights) for name in others))
+        return [name for name, confirmed in zip(others, confirmations, strict=True) if not confirmed]
 
-    async def _tell(self, name: str, model: str, weights: str) -> bool:
+    async def _announce_to(self, name: str, model: str, weights: str) -> bool:
         end = asyncio.get_running_loop().time() + ANNOUNCE_SECONDS
         try:
             async with asyncio.timeout_at(end):
-                # One that dies meanwhile is asked again when it has been replaced.
+                # A gateway that dies meanwhile is tried again when it has been replaced.
                 while not await self._attempt(name, model, weights):
                     await asyncio.sleep(SHARE_SECONDS)
         except TimeoutError:

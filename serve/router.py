@@ -151,11 +151,11 @@ class Router:
 
     async def _count_prompts(self, endpoint: Endpoint, body: dict[str, Any], model: str) -> list[int] | None:
         """Returns the tokens of each prompt as the model counts them; None if it cannot count them."""
-        asked = counting_requests(endpoint, body)
-        if asked is None:
+        requests = counting_requests(endpoint, body)
+        if requests is None:
             return None
         counts = []
-        for counting, request in asked:
+        for counting, request in requests:
             async with aclosing(self._models[model].answer(counting, request | {"model": model})) as parts:
                 replies = [part.body async for part in parts if isinstance(part, CompleteResponse)]
             count = replies[0].get("count", replies[0].get("input_tokens")) if replies else None

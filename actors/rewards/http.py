@@ -26,8 +26,8 @@ SHOWN_CHARACTERS = 200
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """One answer to be judged."""
+class _AnswerToScore:
+    """One answer, with its prompt and the turns between the two."""
 
     prompt: Prompt
     input: RewardInput
@@ -74,44 +74,46 @@ class HttpReward:
             groups: the samples of each.
             inputs: what the server sees of each.
         """
-        asked = [
-            _Asked(prompt, own, sample.text, sample.history)
+        answers = [
+            _AnswerToScore(prompt, own, sample.text, sample.history)
             for prompt, group, own in zip(prompts, groups, inputs, strict=True)
             for sample in group
         ]
-        if not asked:
+        if not answers:
             return [[] for _ in groups]
-        verdicts = iter(asyncio.run(self._verdicts(asked, _row_sizes(groups))))
+        verdicts = iter(asyncio.run(self._verdicts(answers, _row_sizes(groups))))
         return [list(islice(verdicts, len(group))) for group in groups]
 
-    async def _verdicts(self, asked: Sequence[_Asked], sizes: Sequence[int]) -> list[Verdict]:
+    async def _verdicts(self, answers: Sequence[_AnswerToScore], sizes: Sequence[int]) -> list[Verdict]:
         async with httpx.AsyncClient() as client:
             try:
-                found = await self._request(client, asked, sizes)
+                found = await self._request(client, answers, sizes)
             except _RequestError as error:
-                found = [self._failure(one, str(error)) for one in asked]
+                found = [self._failure(one, str(error)) for one in answers]
                 if not error.alone:
                     return found
             gate = asyncio.Semaphore(AT_ONCE)
             for _ in range(self.attempts - 1):
                 missing = [index for index, verdict in enumerate(found) if isinstance(verdict, Failure)]
-                again = await asyncio.gather(*(self._alone(client, gate, asked[index]) for index in missing))
+                again = await asyncio.gather(*(self._alone(client, gate, answers[index]) for index in missing))
                 for index, verdict in zip(missing, again, strict=True):
                     found[index] = verdict
         return found
 
-    async def _alone(self, client: httpx.AsyncClient, gate: asyncio.Semaphore, asked: _Asked) -> Verdict:
+    async def _alone(self, client: httpx.AsyncClient, gate: asyncio.Semaphore, answer: _AnswerToScore) -> Verdict:
         try:
             async with gate:
-                (verdict,) = await self._request(client, [asked], [1])
+                (verdict,) = await self._request(client, [answer], [1])
         except _RequestError as error:
-            return self._failure(asked, str(error))
+            return self._failure(answer, str(error))
         return verdict
 
-    async def _request(self, client: httpx.AsyncClient, asked: Sequence[_Asked], sizes: Sequence[int]) -> list[Verdict]:
+    async def _request(
+        self, client: httpx.AsyncClient, answers: Sequence[_AnswerToScore], sizes: Sequence[int]
+    ) -> list[Verdict]:
         """Posts the answers to prompts, and returns their verdicts; a prompt may have several answers. Raises a
         _RequestError."""
-        texts = iter(asked)
+        texts = iter(answers)
         groups = [list(islice(texts, size)) for size in sizes if size]
         rows = [
             {
@@ -131,7 +133,7 @@ class HttpReward:
         if shape != [len(group) for group in groups]:
             raise _RequestError("gave rewards for other answers than those it was asked about")
         values = (value for row in rewards for value in row)
-        return [self._verdict(one, value) for one, value in zip(asked, values, strict=True)]
+        return [self._verdict(one, value) for one, value in zip(answers, values, strict=True)]
 
     async def _post(self, client: httpx.AsyncClient, body: dict[str, Any]) -> httpx.Response:
         failure = ""
@@ -155,14 +157,14 @@ class HttpReward:
             raise _RequestError(f"took longer than {self.timeout:g} s" + (failure and f"; {failure}")) from error
         raise _RequestError(f"failed {SENDS} times; the last: {failure}", alone=connected)
 
-    def _verdict(self, asked: _Asked, value: Any) -> Verdict:
+    def _verdict(self, answer: _AnswerToScore, value: Any) -> Verdict:
         try:
             return as_number(value)
         except ValueRefusedError as error:
-            return self._failure(asked, str(error))
+            return self._failure(answer, str(error))
 
-    def _failure(self, asked: _Asked, how: str) -> Failure:
-        where = f"for prompt {asked.prompt.name!r} and answer {shown(asked.text)}"
+    def _failure(self, answer: _AnswerToScore, how: str) -> Failure:
+        where = f"for prompt {answer.prompt.name!r} and answer {shown(answer.text)}"
         return Failure(f"reward endpoint {self.url} {how}, {where}")
 
 

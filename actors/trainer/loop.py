@@ -275,10 +275,10 @@ def _counted(objective: Any, rows: OwnRows, vocabulary: int, step: int, worker: 
             units, positions = objective.count(batch), batch.input_ids.numel()
     summed, found = sum_over_workers(units, {"positions": positions, "wrong": bool(wrong)}, worker)
     if found["wrong"]:
-        said: list[str] = [wrong] * worker.world_size
+        messages: list[str] = [wrong] * worker.world_size
         if worker.world_size > 1:
-            dist.all_gather_object(said, wrong)
-        raise UserError(next(filter(None, said)))
+            dist.all_gather_object(messages, wrong)
+        raise UserError(next(filter(None, messages)))
     return _Counted(int(summed), int(found["positions"]), length)
 
 
@@ -289,11 +289,11 @@ def _own_rows(
     size = job.settings.batch_rows
     batches = row_batches(job.shards, job.settings.epochs, job.seed, start * size, size, worker.rank, worker.world_size)
     for step in range(start, job.steps):
-        asked = time.monotonic()
+        begin = time.monotonic()
         watchdog.begin(f"the rows of step {step}")
         rows = next(batches)
         watchdog.begin(f"step {step} of training")
-        yield step, rows, time.monotonic() - asked
+        yield step, rows, time.monotonic() - begin
 
 
 def _set_learning_rate(optimizers: list[Optimizer], settings: Training, step: int, steps: int) -> float:

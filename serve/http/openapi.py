@@ -52,8 +52,8 @@ def openapi(schemas: Mapping[Endpoint, dict[str, Any]]) -> dict[str, Any]:
             continue
         definitions |= schema.get("$defs", {})
         body = {key: value for key, value in schema.items() if key != "$defs"}
-        asked = {"required": True, "content": {"application/json": {"schema": body}}}
-        paths[PATHS[endpoint]] = {"post": {"requestBody": asked, "responses": _responses(REFUSALS)}}
+        request_body = {"required": True, "content": {"application/json": {"schema": body}}}
+        paths[PATHS[endpoint]] = {"post": {"requestBody": request_body, "responses": _responses(REFUSALS)}}
     return {
         "openapi": "3.1.0",
         "info": {"title": "Triptych", "version": __version__},

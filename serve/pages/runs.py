@@ -63,8 +63,8 @@ def runs_router(folder: Path) -> APIRouter:
             raise HTTPException(404, str(error)) from error
         shown = [[one.stage, one.name, *map(figure_text, one.values)] for one in rows[:MAX_DIFFERENCES]]
         curves_of = {str(number): _policy_curves(run, number) for number in (first, second)}
-        said = differing_judgements(run, first, second)
-        return {"judgements": said, "rows": shown, "count": len(rows), "curves": curves_of}
+        judgements = differing_judgements(run, first, second)
+        return {"judgements": judgements, "rows": shown, "count": len(rows), "curves": curves_of}
 
     @router.get("/report", response_class=HTMLResponse)
     def report() -> HTMLResponse:

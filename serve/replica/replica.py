@@ -122,7 +122,7 @@ class Replica(ReplicaServer):
         super().__init__(loaded)
 
     async def __del__(self) -> None:
-        # Called by Ray Serve at shutdown. On GPUs an engine's core is a process of its own, which has to be told.
+        # Called by Ray Serve at shutdown. On GPUs an engine's core is a process of its own, which has to be ended.
         await self.drain()
         self._thread.shutdown(wait=True, cancel_futures=True)
         for model in self._models.values():

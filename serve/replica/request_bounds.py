@@ -1,7 +1,7 @@
 """Bounds on the size of a request, checked before any part of it is parsed, rendered or tokenized.
 
 Validating, rendering and tokenizing 9 MB take seconds, during which no other model of the process answers. What fits
-into a model's context is a small part of that, and can be told from the lengths of the texts alone.
+into a model's context is a small part of that, and is bounded by the lengths of the texts alone.
 """
 
 from collections.abc import Collection, Iterable, Mapping
