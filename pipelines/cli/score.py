@@ -34,6 +34,10 @@ def score(
     if at_least is not None and kind != "best":
         raise UserError("--at-least goes with --as best")
     require_writable(out)
+    # Imported late: it brings pyarrow.
+    from pipelines.data.row_files import matching_files
+
+    matching_files(str(source))
     recipe = load_recipe(run.recipe_path)
     run.require("reward")
     with connect(recipe.cluster, object_store_gb(recipe)):

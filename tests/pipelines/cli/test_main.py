@@ -53,6 +53,8 @@ def tree(folder: Path) -> str:
         (["serve", "."], "it has no recipe.yaml"),
         (["serve", "recipe.yaml"], "run `triptych sft RECIPE` first"),
         (["score", ".", "text.txt", "base"], "cannot write base: it is a folder"),
+        (["score", ".", "gone.jsonl", "out.jsonl"], "no file matches gone.jsonl"),
+        (["score", ".", "text.txt", "out.jsonl"], "text.txt is in no format that rows are read from"),
         (["score", ".", "text.txt", "gone/out.jsonl"], "cannot write gone/out.jsonl: there is no folder"),
         (["fleet", "run", "add", "1"], "no rlhf stage is running in run"),
         (["fleet", "run", "grow", "1"], "neither add nor remove"),
