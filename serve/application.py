@@ -3,19 +3,20 @@
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 from ray import serve
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayError
+from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, DeploymentStatusOverview
 
 from cluster.errors import DeadlineError, StageError, UserError
 from cluster.run.folder import RunFolder
 from cluster.run.server_client import application_of
-from serve.compat.ray_serve import is_client_connection, is_serve_running, stop_application
+from serve.compat.ray_serve import done_within, is_client_connection, is_serve_running, stop_application
 from serve.http.auth import is_loopback
 from serve.pages.render import is_wildcard
 from serve.replica.autoscaling import failure_reason
@@ -27,6 +28,8 @@ WATCH_SECONDS = 5.0
 CONTROLLER_SECONDS = 60.0
 # The most seconds for the gateway and the replicas to end by themselves, before their processes are ended.
 END_SECONDS = 15.0
+# How long Ray Serve may take to say what has not ended.
+STATUS_SECONDS = 2.0
 # The parts of a driver's runtime environment that its actors need too: code, and environment variables.
 SHIPPED = ("py_modules", "working_dir", "env_vars")
 
@@ -155,6 +158,21 @@ def wait_until_running(name: str, deadline: float) -> None:
             why = "; ".join(filter(None, map(failure_reason, pending.values()))) or "see the Ray logs"
             raise DeadlineError(f"waited {deadline:.0f} s for {', '.join(pending)} to be ready; {why}")
         time.sleep(POLL_SECONDS)
+
+
+def unfinished(name: str) -> str:
+    """Says which deployments of an application still have replicas, and in which state; empty if Ray Serve does not say
+    it at once."""
+    found: list[str] = []
+
+    def look() -> None:
+        with suppress(KeyError, RayError, RayServeException):
+            for one, state in _status(name).deployments.items():
+                states = [kind.value.lower() for kind, count in state.replica_states.items() if count]
+                found.extend([f"{one} ({', '.join(states)})"] if states else [])
+
+    done_within(look, STATUS_SECONDS)
+    return ", ".join(found)
 
 
 def watch(name: str) -> None:

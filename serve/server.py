@@ -32,6 +32,7 @@ from serve.application import (
     end_leftover,
     gateway_places,
     serve_instance,
+    unfinished,
     wait_until_running,
     watch,
 )
@@ -225,6 +226,7 @@ def _serve(
         # The visitor's run promotes its policy to this server by itself.
         visitors = {"policy": VISITOR}
         server_files.append(write_server(visitor_run(run), address, token, visitors, certificate=certificate))
+    is_up = False
     with _signals_interrupt(), serve_instance(local):
         try:
             starting = f"starting {', '.join(models)}"
@@ -243,6 +245,7 @@ def _serve(
                     recipe.serve,
                     application_id,
                 )
+            is_up = True
             console.print(
                 f"serving [bold]{', '.join([*models, *adapters])}[/]: chat at {address}, OpenAI API at {address}/v1"
             )
@@ -260,13 +263,15 @@ def _serve(
         except KeyboardInterrupt:
             console.print("stopping")
         finally:
-            stopped = stop_application(application_id, END_SECONDS)
+            # A replica cannot end before it has loaded its model. On this machine its process ends with the command.
+            stopped = (local and not is_up) or stop_application(application_id, END_SECONDS)
             # Where it goes on, the file names the application, and the next `triptych serve` of this run ends it.
             for server_file in server_files if stopped or local else []:
                 server_file.unlink(missing_ok=True)
             if not stopped:
-                what = "its processes are ended" if local else f"it is {application_id} in `serve status`"
-                console.print(f"the server did not stop within {END_SECONDS:.0f} s; {what}")
+                what = "their processes are ended" if local else f"`serve status` shows {application_id}"
+                left = unfinished(application_id) or "parts of the server"
+                console.print(f"after {END_SECONDS:.0f} s these had not ended: {left}; {what}", soft_wrap=True)
 
 
 def listening_notice(node: GatewayNode, host: str, port: int) -> str:

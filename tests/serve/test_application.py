@@ -17,6 +17,7 @@ from serve.application import (
     end_leftover,
     gateway_node,
     serve_instance,
+    unfinished,
     wait_until_running,
 )
 from serve.compat.ray_serve import start_application
@@ -36,9 +37,11 @@ def test_the_end_of_a_server_leaves_those_of_others_alone(server: Server, tmp_pa
     with serve_instance(local=False):
         start_application(Small.bind(), name)  # type: ignore[attr-defined]
         wait_until_running(name, 60)
+        assert unfinished(name) == "Small (running)"
         write_server(run, "http://127.0.0.1:1", new_key("(owner)", ("admin",))[1], application=name)
         # As after a SIGKILL of the command: the next one of the same run ends what is left.
         end_leftover(run)
+    assert unfinished(name) == ""
     assert set(serve.status().applications) == {APPLICATION}
     assert httpx.get(f"{server.url}/ready").status_code == 200
     # The name of an application that is gone, or of none, is no hindrance.
