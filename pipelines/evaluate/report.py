@@ -40,6 +40,7 @@ def render(
         report=report,
         exam=exam,
         ungraded=ungraded_note(report),
+        unrewarded=unrewarded_note(report),
         probes={name: kind.finding for name, kind in PROBES.items()},
         models=MODELS,
         curves=curves,
@@ -64,6 +65,13 @@ def ungraded_note(report: Mapping[str, Any]) -> str:
         f"Answers that could not be graded: {counts}. Their questions are left out for all models. "
         f"The first: {report['grading_failures'][0]}."
     )
+
+
+def unrewarded_note(report: Mapping[str, Any]) -> str:
+    """Says how many answers to held-out prompts got no reward; empty if all did."""
+    failed = {name: count for name, count in report.get("failed_verdicts", {}).items() if count}
+    counts = ", ".join(f"{count} of the {MODELS[name].lower()} model" for name, count in failed.items())
+    return f"Answers that got no reward, and are left out: {counts}." if failed else ""
 
 
 def _of_kind(answers: Sequence[Mapping[str, Any]], kind: str) -> list[Mapping[str, Any]]:

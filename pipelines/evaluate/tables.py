@@ -9,7 +9,7 @@ from rich.table import Table
 
 from pipelines.evaluate.exam import Exam
 from pipelines.evaluate.held_out import MEASURES
-from pipelines.evaluate.report import MODELS, ungraded_note
+from pipelines.evaluate.report import MODELS, ungraded_note, unrewarded_note
 from pipelines.evaluate.tasks.tables import print_tasks, two_digits
 
 
@@ -29,6 +29,8 @@ def print_report(report: Mapping[str, Any], exam: Exam | None, console: Console)
     if exam and exam.completions:
         remarks.append(f"the base model continues {report['base']['completion']['value']:.2f} of sentences rightly")
     console.print(_rewards_table(report))
+    if note := unrewarded_note(report):
+        console.print(note, highlight=False, markup=False)
     if report["perplexity"]:
         console.print(_perplexity_table(report["perplexity"]))
     print_tasks(report.get("tasks", {}), console)

@@ -131,6 +131,7 @@ def _write(
             if with_exam
         },
         **grading_failures(given),
+        "failed_verdicts": {"sft": 0, "policy": 3 * hostile},
         "perplexity": asdict(perplexity([[0] * 11] * rows, nats)),
         "reward_model": trust if annotator else None,
         "kl_from_sft": {"value": 2.5, "standard_error": 0.2, "per_token": 0.21, "n": 300},
@@ -247,6 +248,22 @@ def test_page_escapes_the_text_of_models(tmp_path: Path) -> None:
     assert "img" not in names
     assert not [value for _, attrs in parsed.tags for name, value in attrs.items() if name.startswith("on")]
     assert parsed.quotes.count(HOSTILE) == (3 + 2) * SHOWN_PER_KIND
+
+
+def test_answers_that_could_not_be_judged_are_counted_on_the_page_and_in_the_terminal(tmp_path: Path) -> None:
+    page, report, rows = _write(tmp_path, hostile=True)
+    note = "Answers that could not be graded: 1 of the fine-tuned model. Their questions are left out for all models."
+    assert note in page
+    assert page.count(">not graded<") == 1
+    assert rows[0]["answers"]["sft"]["failure"] == HOSTILE
+    console = Console(width=200, record=True, file=io.StringIO())
+    print_report(report, EXAM, console)
+    shown = console.export_text()
+    assert note in shown
+    # The same of answers without a reward.
+    note = "Answers that got no reward, and are left out: 3 of the policy model."
+    assert note in page
+    assert note in shown
 
 
 def test_page_fetches_nothing(tmp_path: Path) -> None:
