@@ -14,7 +14,7 @@ from actors.orchestrator.fleet import Fleet
 from actors.rollout.environment import MultiTurnSettings
 from actors.types import Prompt, RewardInput, Sample, Sampling
 from cluster.runtime.plan import Allocation
-from tests.actors.replies import again
+from tests.actors.environment_functions import again
 from tests.tiny import tiny_tokenizer
 
 CONTEXT = 256

@@ -15,8 +15,8 @@ from cluster.run.atomic import write_json
 from cluster.run.folder import Manifest, RunFolder
 from pipelines.data.source_rows import read_rows
 from pipelines.score import AnswersToScore, ScoreFailures, _output_rows, score_file
+from tests.demo_recipe import DEMO
 from tests.tiny import write_tiny_reward_model
-from tests.world import DEMO
 
 MEAN, DEVIATION, CONTEXT = 0.3, 1.7, 64
 QUESTION = {"role": "user", "content": "What is the capital of Peru?"}

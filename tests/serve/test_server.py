@@ -22,8 +22,8 @@ from serve.server import (
     serve_until_interrupted,
     url_host,
 )
+from tests.demo_recipe import DEMO
 from tests.helpers import free_port
-from tests.world import DEMO
 
 
 def finish(root: Path, folder: str, config: dict) -> None:

@@ -16,7 +16,7 @@ from actors.types import Failure
 from cluster.errors import UserError
 from tests.helpers import wait_until
 
-HERE = "tests.actors.functions.calls"
+FUNCTIONS = "tests.actors.functions.reward_functions"
 Called = Callable[..., list[float | Failure]]
 
 
@@ -26,7 +26,7 @@ def called() -> Iterator[Called]:
     callers = []
 
     def call(name: str, answers: list[str], seconds: float = 30, attempts: int = 1, at_once: int = 4, **row: str):
-        callers.append(FunctionCaller(f"{HERE}:{name}", "reward function", CallLimits(seconds, attempts, at_once)))
+        callers.append(FunctionCaller(f"{FUNCTIONS}:{name}", "reward function", CallLimits(seconds, attempts, at_once)))
         calls = [{"messages": [], "metadata": row, "answer": answer, "raw_answer": ""} for answer in answers]
         return callers[-1].call_all(calls, lambda index: f"for answer {answers[index]}")
 
@@ -65,7 +65,7 @@ def test_numbers_come_back_in_order_whatever_the_function_prints(called: Called)
 def test_a_call_that_fails_takes_no_other_with_it(called: Called, name: str, answer: str, how: str):
     how = how.replace("\n", r"\n")
     found = called(name, ["a", answer, "b", "c"], seconds=0.3)
-    assert found == [1.0, Failure(f"reward function {HERE}:{name} {how}, for answer {answer}"), 1.0, 1.0]
+    assert found == [1.0, Failure(f"reward function {FUNCTIONS}:{name} {how}, for answer {answer}"), 1.0, 1.0]
 
 
 @pytest.mark.parametrize("name", ["unsound", "unsound_waits"])
@@ -86,7 +86,7 @@ def test_processes_of_a_call_that_is_too_late_end_with_it(called: Called, tmp_pa
 def test_processes_of_a_call_end_with_an_actor_that_is_killed(tmp_path: Path):
     code = (
         "import sys; from actors.functions.process import FunctionProcess; "
-        f"process = FunctionProcess('{HERE}:leaves_behind', 'reward function'); "
+        f"process = FunctionProcess('{FUNCTIONS}:leaves_behind', 'reward function'); "
         "given = dict(messages=[], metadata={'folder': sys.argv[1]}, answer='', raw_answer=''); "
         "process.call(given, 60).result()"
     )
@@ -144,7 +144,7 @@ def test_a_plain_function_has_a_main_thread(called: Called):
     assert called("alarmed", ["x"]) == [0.5]
 
 
-@pytest.mark.parametrize("name", ["no.such.module:f", f"{HERE}:nothing"])
+@pytest.mark.parametrize("name", ["no.such.module:f", f"{FUNCTIONS}:nothing"])
 def test_a_function_that_is_not_there_is_named(name: str):
     with pytest.raises(UserError, match=f"reward function {name}"):
         FunctionCaller(name, "reward function", CallLimits(1, 1, 1))

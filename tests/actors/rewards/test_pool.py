@@ -30,7 +30,7 @@ from cluster.recipe.functions import load_function
 from cluster.runtime.plan import Allocation
 from tests.helpers import rlhf, wait_until
 
-CALLS = "tests.actors.functions.calls"
+FUNCTIONS = "tests.actors.functions.reward_functions"
 INPUTS = {"a": RewardInput([{"role": "user", "content": "two and two"}], {"answer": "4"})}
 PROMPTS = [Prompt("a", [1, 2])]
 ASKED = [INPUTS[prompt.id] for prompt in PROMPTS]
@@ -53,9 +53,9 @@ def function_reward(name: str) -> Iterator[FunctionReward]:
 def test_a_function_sees_question_and_answer_with_all_turns_and_special_tokens():
     turns = [{"role": "assistant", "content": "a"}, {"role": "tool", "content": "b"}]
     later = replace(sample("abc"), history=turns, raw_text="[TOOL_CALLS]abc")
-    with function_reward(f"{CALLS}:length") as reward:
+    with function_reward(f"{FUNCTIONS}:length") as reward:
         assert reward.score(PROMPTS, [[sample("abc"), later, sample("")]], ASKED) == [[4.0, 6.0, 1.0]]
-    with function_reward(f"{CALLS}:calls_a_tool") as reward:
+    with function_reward(f"{FUNCTIONS}:calls_a_tool") as reward:
         assert reward.score(PROMPTS, [[sample("abc"), later]], ASKED) == [[0.0, 1.0]]
 
 
@@ -69,11 +69,11 @@ def test_the_reward_of_an_environment_counts_by_its_weight_and_its_failure_for_a
 
 
 def test_a_failed_verdict_names_prompt_and_answer():
-    with function_reward(f"{CALLS}:unsound") as reward:
+    with function_reward(f"{FUNCTIONS}:unsound") as reward:
         ((first, failed),) = reward.score(PROMPTS, [[sample("x"), sample("nan")]], ASKED)
     assert first == 1.0
     assert failed == Failure(
-        f"reward function {CALLS}:unsound gave nan: it must be a finite number, for prompt 'a' and answer 'nan'"
+        f"reward function {FUNCTIONS}:unsound gave nan: it must be a finite number, for prompt 'a' and answer 'nan'"
     )
 
 
@@ -83,7 +83,7 @@ def test_a_sum_with_a_failure_is_the_failure():
     assert add(one, 0.0, 1.0) == add(one, 1.0, other) == add(1.0, 0.0, one) == one
 
 
-@pytest.mark.parametrize("name", ["no.such.module:f", f"{CALLS}:nothing", f"{CALLS}:COUNT"])
+@pytest.mark.parametrize("name", ["no.such.module:f", f"{FUNCTIONS}:nothing", f"{FUNCTIONS}:COUNT"])
 def test_a_function_that_is_not_there_is_named(name: str):
     with pytest.raises(UserError, match=f"reward function {name}"):
         load_function(name)
@@ -126,7 +126,7 @@ def test_a_module_that_has_moved_is_found_under_its_former_name(capsys: pytest.C
 
 def function_actor(name: str, restarts: int = 3) -> Any:
     return restartable(FunctionReward, Allocation(cpus=0, gpus=0, threads=1), restarts).remote(
-        f"{CALLS}:{name}", LIMITS
+        f"{FUNCTIONS}:{name}", LIMITS
     )
 
 

@@ -19,8 +19,8 @@ from actors.types import Prompt, RewardInput, RolloutId, Sample, Sampling, rewar
 from cluster.errors import UserError
 from cluster.recipe.functions import load_function
 from tests.actors.conftest import CONTEXT, QUESTIONS, prompts, reference_logprobs
-from tests.actors.functions.talk import Unsound
-from tests.actors.replies import again, broken, number, tool
+from tests.actors.environment_functions import again, broken, number, tool
+from tests.actors.functions.environments import Unsound
 from tests.helpers import rlhf
 
 pytestmark = pytest.mark.slow
@@ -136,12 +136,12 @@ def runner(
     running.close()
 
 
-TALK = "tests.actors.functions.talk"
+ENVIRONMENTS = "tests.actors.functions.environments"
 
 
 def test_concurrent_conversations_have_states_and_rewards_of_their_own(tiny: Tiny) -> None:
     inputs = {f"p{i}": RewardInput([{"role": "user", "content": f"q{i}"}], {}) for i in range(64)}
-    with runner(tiny, f"{TALK}:Counting", inputs, turns=4, seconds=10.0) as converse:
+    with runner(tiny, f"{ENVIRONMENTS}:Counting", inputs, turns=4, seconds=10.0) as converse:
         begun = time.monotonic()
         samples = converse()
         seconds = time.monotonic() - begun
@@ -166,9 +166,9 @@ def test_concurrent_conversations_have_states_and_rewards_of_their_own(tiny: Tin
 )
 def test_an_environments_failure_fails_its_own_conversation_alone(tiny: Tiny, fate: str, how: str) -> None:
     inputs = {"talk-1": RewardInput([], {"fate": fate})}
-    with runner(tiny, f"{TALK}:Unsound", inputs, seconds=0.5) as converse:
+    with runner(tiny, f"{ENVIRONMENTS}:Unsound", inputs, seconds=0.5) as converse:
         (failed,) = converse()
-        assert failed.failure == f"environment {TALK}:Unsound {how}, for prompt '3:talk-1' after answer 1"
+        assert failed.failure == f"environment {ENVIRONMENTS}:Unsound {how}, for prompt '3:talk-1' after answer 1"
         assert (failed.reward, failed.token_ids) == (None, [20, 4])
         inputs["talk-1"] = RewardInput([], {"fate": "well"})
         (sample,) = converse()
@@ -177,7 +177,7 @@ def test_an_environments_failure_fails_its_own_conversation_alone(tiny: Tiny, fa
 
 def test_a_reply_that_cannot_be_written_down_fails_its_conversation_alone(tiny: Tiny) -> None:
     with runner(
-        tiny, f"{TALK}:Unsound", {name: RewardInput([], {"fate": name}) for name in ("half", "well")}
+        tiny, f"{ENVIRONMENTS}:Unsound", {name: RewardInput([], {"fate": name}) for name in ("half", "well")}
     ) as converse:
         failed, sample = converse()
     assert "a text has half of a character" in failed.failure
@@ -196,7 +196,7 @@ def test_a_function_that_fails_is_named(tiny: Tiny, function: object, wrong: str
 
 
 def test_a_function_without_state_is_asked_again(tiny: Tiny) -> None:
-    with runner(tiny, f"{TALK}:fails_once", {"talk-1": QUESTIONS["talk-1"]}, turns=3) as converse:
+    with runner(tiny, f"{ENVIRONMENTS}:fails_once", {"talk-1": QUESTIONS["talk-1"]}, turns=3) as converse:
         (sample,) = converse()
     assert sample.failure == ""
     assert [turn["content"] for turn in sample.history] == ["a", "sure?"]
@@ -220,5 +220,5 @@ def test_prompts_show_the_tools_of_the_environment(tiny: Tiny) -> None:
 
 
 def test_a_function_that_is_not_there_is_named() -> None:
-    with pytest.raises(UserError, match=r"environment tests\.actors\.replies:nothing"):
-        load_function("tests.actors.replies:nothing", "environment")
+    with pytest.raises(UserError, match=r"environment tests\.actors\.environment_functions:nothing"):
+        load_function("tests.actors.environment_functions:nothing", "environment")

@@ -7,8 +7,8 @@ import pytest
 from cluster.errors import UserError
 from cluster.recipe.recipe import Recipe
 from cluster.recipe.reference import reference
+from tests.demo_recipe import DEMO
 from tests.helpers import ROOT
-from tests.world import DEMO
 
 MINIMAL = {"name": "t", "model": {"start_from": "x"}, **DEMO}
 

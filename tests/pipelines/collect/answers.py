@@ -12,7 +12,7 @@ from cluster.recipe.recipe import Recipe
 from pipelines.collect_rankings import CollectedPrompts
 from pipelines.data.annotators import JudgedAnswer, SyntheticAnnotator, annotator_failures
 from pipelines.data.call_failures import CallFailures
-from tests.world import COUNTRIES, DEMO_CHATS, DEMO_PROMPTS, demo_annotator
+from tests.demo_recipe import COUNTRIES, DEMO_CHATS, DEMO_PROMPTS, demo_annotator
 
 REFUSAL = "I cannot help with that. It would hurt people."
 

@@ -25,6 +25,7 @@ from pipelines.collect_rankings import (
 from pipelines.data import rankings
 from pipelines.data.annotators import SyntheticAnnotator
 from pipelines.data.chat_formats import read_prompts
+from tests.demo_recipe import DEMO_PROMPTS
 from tests.pipelines.collect.answers import (
     BY_LENGTH,
     DEMO_ANNOTATOR,
@@ -35,7 +36,6 @@ from tests.pipelines.collect.answers import (
     demo_annotator_of,
     no_failures,
 )
-from tests.world import DEMO_PROMPTS
 
 DEMO_SOURCES = [ChatSource(**DEMO_PROMPTS)]
 

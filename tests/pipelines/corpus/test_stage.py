@@ -21,7 +21,7 @@ from cluster.run.folder import RunFolder
 from pipelines.corpus import run, stage, tasks
 from pipelines.corpus.dedup.split import SPLITS
 from pipelines.corpus.tokens.shards import read_rows
-from tests.world import DEMO
+from tests.demo_recipe import DEMO
 
 pytestmark = pytest.mark.slow
 

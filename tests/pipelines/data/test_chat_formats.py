@@ -18,9 +18,9 @@ from cluster.recipe.collect import ChatSource
 from pipelines.data.chat_formats import first_conversations, read_conversations, read_prompts
 from pipelines.data.render_chats import fit
 from pipelines.data.turns import Messages
+from tests.demo_recipe import DEMO_CHATS, DEMO_PROMPTS
 from tests.helpers import SHARED
 from tests.tiny import write_tiny_model
-from tests.world import DEMO_CHATS, DEMO_PROMPTS
 
 TALK = [
     {"role": "system", "content": "Be brief."},

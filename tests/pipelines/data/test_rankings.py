@@ -10,7 +10,7 @@ import pytest
 from cluster.recipe.collect import ChatSource
 from pipelines.data import rankings
 from pipelines.data.chat_formats import PromptText, read_prompts
-from tests.world import DEMO_PROMPTS
+from tests.demo_recipe import DEMO_PROMPTS
 
 DEMO_SOURCES = [ChatSource(**DEMO_PROMPTS)]
 

@@ -29,8 +29,8 @@ from pipelines.demo.questions import (
     training_questions,
 )
 from pipelines.demo.wording import letters_of
+from tests.demo_recipe import DEMO_CHATS, DEMO_PROMPTS
 from tests.helpers import DEMO as DEMO_RECIPE
-from tests.world import DEMO_CHATS, DEMO_PROMPTS
 
 CHATS, PROMPTS = [ChatSource(**DEMO_CHATS)], [ChatSource(**DEMO_PROMPTS)]
 SEEDS = (1, 2, 3)

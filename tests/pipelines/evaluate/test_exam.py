@@ -10,8 +10,8 @@ from cluster.recipe.recipe import Recipe
 from pipelines.data.call_failures import LATE_IN_A_ROW
 from pipelines.evaluate.exam import Exam, Figure, Question, exam_figures, load_exam
 from pipelines.evaluate.exam_runner import Grader, graded_for_all, grading_failures
+from tests.demo_recipe import COUNTRIES, DEMO
 from tests.pipelines.evaluate.planted import EXAM, PER_KIND, REFUSAL, model
-from tests.world import COUNTRIES, DEMO
 
 BROKEN: dict[str, Exam] = {}
 

@@ -17,7 +17,7 @@ from cluster.recipe.recipe import Recipe
 from pipelines.corpus.tokens.train import save_tokenizer, train_tokenizer
 from pipelines.experiment.run import variant
 from pipelines.experiment.small_models import SmallModelPhase, _batches
-from tests.world import COUNTRIES, DEMO, RANDOM_FACTS
+from tests.demo_recipe import COUNTRIES, DEMO, RANDOM_FACTS
 
 
 def make_recipe(variants: dict[str, Any], **settings: object) -> Recipe:

@@ -21,7 +21,7 @@ from pipelines.corpus.read import sources
 from pipelines.corpus.read.packages import docstrings, standard_library
 from pipelines.corpus.read.records import BadRecord, Document, Skipped
 from pipelines.corpus.read.sources import plan_splits, read_split, source_names
-from tests.world import COUNTRIES, DIALOGUES, RANDOM_FACTS
+from tests.demo_recipe import COUNTRIES, DIALOGUES, RANDOM_FACTS
 
 
 def items_of(*recipe_sources: Source, seed: int = 1) -> list[Document | BadRecord]:

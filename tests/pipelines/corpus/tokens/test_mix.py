@@ -13,7 +13,7 @@ from cluster.recipe.corpus import Corpus
 from pipelines.corpus.dedup.split import DROPPED, HELD_OUT, TRAIN
 from pipelines.corpus.tables import Part
 from pipelines.corpus.tokens.mix import MOST_REPEATS, Mixture, mix, plan, repeats
-from tests.world import COUNTRIES, RANDOM_FACTS
+from tests.demo_recipe import COUNTRIES, RANDOM_FACTS
 
 
 def test_sources_keep_their_tokens_where_weights_are_as_they_are() -> None:
