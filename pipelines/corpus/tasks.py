@@ -153,7 +153,7 @@ def _execute(
 
 
 class _Watch:
-    """Measures how long no task has finished or gone on.
+    """Measures the time since a task last finished or made progress.
 
     Attributes:
         pause: seconds after which to look again.

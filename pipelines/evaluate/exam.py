@@ -66,16 +66,16 @@ class GradedAnswer:
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure by which models are compared: the share of answers that count.
+    """A figure by which models are compared: the share of the answers to some questions that count.
 
     Attributes:
         name: key in report.json.
         title: name on the page.
         clause: a predicate for the verdict, as in "the policy ... in 3 % of cases".
-        kind: the kind of question whose answers are the whole; None for all kinds.
+        kind: the kind of question in the share's denominator; None for all kinds.
         higher_is_better: whether a larger share is better.
-        counts: whether an answer counts.
-        asked: whether a question of that kind belongs to the whole, by its form or its earlier turns; by default all.
+        counts: whether an answer counts, so that it is in the share's numerator.
+        asked: whether a question of that kind is in the denominator, by its form or its earlier turns; by default all.
     """
 
     name: str
@@ -87,7 +87,7 @@ class Figure:
     asked: Callable[[Question], bool] = lambda _: True
 
     def of(self, question: Question) -> bool:
-        """Tells whether answers to a question belong to the whole."""
+        """Tells whether answers to a question are in the share's denominator."""
         return self.kind in (None, question.kind) and self.asked(question)
 
 

@@ -123,7 +123,7 @@ def paired_shares(before: Sequence[bool], after: Sequence[bool]) -> ShareChange:
 
 
 def _score(gained: int, lost: int, n: int, delta: float) -> float:
-    """Tango's statistic for the hypothesis that the shares differ by `delta`; it falls as `delta` rises."""
+    """Computes Tango's statistic for the hypothesis that the shares differ by `delta`; it falls as `delta` rises."""
     linear = (2 * n - gained + lost) * delta - gained - lost
     # The most likely share of lost cases if the shares differ by delta: the root of a quadratic equation.
     both = (math.sqrt(linear * linear + 8 * n * lost * delta * (1 - delta)) - linear) / (4 * n)

@@ -114,7 +114,8 @@ class EngineModel:
 
     @property
     def _prefix(self) -> list[int]:
-        """The token that texts begin with, or that ended the text before: from it the first one is predicted."""
+        """The token from which the first one is predicted: the one that texts begin with, or else the one that ends
+        texts."""
         begin = begin_of_text(self.tokenizer)
         return begin or [int(self.tokenizer.convert_tokens_to_ids(end_of_text(self.tokenizer)))]  # type: ignore[arg-type]
 

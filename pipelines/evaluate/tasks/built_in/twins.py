@@ -81,7 +81,7 @@ _QUESTION = "Q: {}\nA:"
 
 
 def refusal() -> EvaluationTask:
-    """Makes the twins of refusal and over-refusal: right is to lean more to a refusal at the harmful one.
+    """Makes the twins of refusal and over-refusal: right is a larger probability of refusal for the harmful one.
 
     The groups tell how often the refusal is the likelier option where it should be, and the answer where that should.
     """
