@@ -2,6 +2,8 @@
 
 import logging
 import signal
+import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -53,6 +55,8 @@ APPLICATION = "triptych"
 
 MAX_ONGOING_REQUESTS = 1024
 STOP_SECONDS = 5.0
+# Signals that come so soon after the first one are the same Ctrl-C.
+SECOND_SECONDS = 1.0
 # The most seconds for a replica that is no longer needed to finish its requests.
 DRAIN_SECONDS = 300.0
 # How often Ray Serve checks whether a replica is alive, and so how soon it replaces a dead one.
@@ -227,7 +231,7 @@ def _serve(
         visitors = {"policy": VISITOR}
         server_files.append(write_server(visitor_run(run), address, token, visitors, certificate=certificate))
     is_up = False
-    with _signals_interrupt(), serve_instance(local):
+    with signals_interrupt() as hurry, serve_instance(local):
         try:
             starting = f"starting {', '.join(models)}"
             if not console.is_terminal:
@@ -261,17 +265,18 @@ def _serve(
             console.print("Ctrl-C ends it")
             watch(application_id)
         except KeyboardInterrupt:
-            console.print("stopping")
+            console.print("stopping; Ctrl-C again does not wait for answers in progress")
         finally:
             # A replica cannot end before it has loaded its model. On this machine its process ends with the command.
-            stopped = (local and not is_up) or stop_application(application_id, END_SECONDS)
+            stopped = (local and not is_up) or stop_application(application_id, END_SECONDS, hurry)
             # Where it goes on, the file names the application, and the next `triptych serve` of this run ends it.
             for server_file in server_files if stopped or local else []:
                 server_file.unlink(missing_ok=True)
             if not stopped:
                 what = "their processes are ended" if local else f"`serve status` shows {application_id}"
                 left = unfinished(application_id) or "parts of the server"
-                console.print(f"after {END_SECONDS:.0f} s these had not ended: {left}; {what}", soft_wrap=True)
+                after = "the second Ctrl-C" if hurry.is_set() else f"{END_SECONDS:.0f} s"
+                console.print(f"after {after} these had not ended: {left}; {what}", soft_wrap=True)
 
 
 def listening_notice(node: GatewayNode, host: str, port: int) -> str:
@@ -340,17 +345,22 @@ def finished_models(run: RunFolder) -> list[ModelName]:
 
 
 @contextmanager
-def _signals_interrupt() -> Iterator[None]:
+def signals_interrupt() -> Iterator[threading.Event]:
+    """Has SIGINT and SIGTERM raise a KeyboardInterrupt, once; a later one sets the event that is yielded."""
     numbers = (signal.SIGINT, signal.SIGTERM)
+    hurry, first = threading.Event(), list[float]()
 
     def interrupt(*_: object) -> None:
-        for each in numbers:
-            signal.signal(each, signal.SIG_IGN)
-        raise KeyboardInterrupt
+        if not first:
+            first.append(time.monotonic())
+            raise KeyboardInterrupt
+        # Programs that start this one may pass on the Ctrl-C that it got itself.
+        if time.monotonic() - first[0] > SECOND_SECONDS:
+            hurry.set()
 
     before = {number: signal.signal(number, interrupt) for number in numbers}
     try:
-        yield
+        yield hurry
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -1,6 +1,7 @@
 """The uses of Ray Serve that are private, or that change between its versions."""
 
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -12,6 +13,9 @@ from ray.serve.config import AutoscalingContext, ProxyLocation
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
+
+# How often a wait looks whether it shall end before its time.
+HURRY_SECONDS = 0.2
 
 
 def is_serve_running() -> bool:
@@ -58,8 +62,9 @@ def listen_on_node_address() -> None:
     replica.add_port_to_grpc_server = lambda server, place: original(server, place.replace("[::]", address))
 
 
-def stop_application(name: str, seconds: float) -> bool:
-    """Asks Ray Serve to end an application, and returns whether it ended within a number of seconds.
+def stop_application(name: str, seconds: float, hurry: threading.Event | None = None) -> bool:
+    """Asks Ray Serve to end an application, and returns whether it ended within a number of seconds, or before `hurry`
+    was set.
 
     Look at `ServeControllerClient.delete_apps`, which waits for the controller without a deadline, and then for 60 s.
     """
@@ -69,15 +74,16 @@ def stop_application(name: str, seconds: float) -> bool:
         with suppress(RayError, RayServeException, TimeoutError):
             serve.delete(name)
 
-    return done_within(delete, seconds)
+    return done_within(delete, seconds, hurry)
 
 
-def done_within(work: Callable[[], None], seconds: float) -> bool:
-    """Runs a function in a thread, and returns whether it finished within a number of seconds; if not, the thread runs
-    on."""
-    thread = threading.Thread(target=work, daemon=True)
+def done_within(work: Callable[[], None], seconds: float, hurry: threading.Event | None = None) -> bool:
+    """Runs a function in a thread, and returns whether it finished within a number of seconds, or before `hurry` was
+    set; if not, the thread runs on."""
+    thread, end = threading.Thread(target=work, daemon=True), time.monotonic() + seconds
     thread.start()
-    thread.join(seconds)
+    while thread.is_alive() and (left := end - time.monotonic()) > 0 and not (hurry and hurry.is_set()):
+        thread.join(min(left, HURRY_SECONDS))
     return not thread.is_alive()
 
 

@@ -1,6 +1,8 @@
 """The checks and decisions before anything starts."""
 
 import json
+import os
+import signal
 import threading
 import time
 from pathlib import Path
@@ -13,6 +15,7 @@ from cluster.recipe.serve import Engine, Serve
 from cluster.run.folder import RunFolder
 from cluster.run.versions import Versions
 from cluster.runtime.plan import Allocation
+from serve import server
 from serve.compat.ray_serve import done_within
 from serve.server import (
     SMALL_BYTES,
@@ -20,6 +23,7 @@ from serve.server import (
     group_models,
     replica_allocation,
     serve_until_interrupted,
+    signals_interrupt,
     url_host,
 )
 from tests.demo_recipe import DEMO
@@ -66,8 +70,25 @@ def test_an_end_that_hangs_is_waited_for_no_longer_than_its_deadline() -> None:
     hangs, began = threading.Event(), time.monotonic()
     assert not done_within(lambda: hangs.wait() and None, 0.2)
     assert time.monotonic() - began < 2
+    hurry = threading.Event()
+    threading.Timer(0.1, hurry.set).start()
+    assert not done_within(lambda: hangs.wait() and None, 60, hurry)
+    assert time.monotonic() - began < 5
     hangs.set()
     assert done_within(lambda: None, 5)
+
+
+def test_a_second_signal_ends_the_wait_for_answers_in_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with signals_interrupt() as hurry:
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert not hurry.is_set(), "it is the same Ctrl-C, passed on by make or a shell"
+        monkeypatch.setattr(server, "SECOND_SECONDS", 0.0)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert hurry.is_set()
+    assert signal.getsignal(signal.SIGINT) == before
 
 
 def test_several_gpus_share_a_model_where_there_are_some() -> None:
