@@ -168,7 +168,8 @@ def unfinished(name: str) -> str:
     def look() -> None:
         with suppress(KeyError, RayError, RayServeException):
             for one, state in _status(name).deployments.items():
-                states = [kind.value.lower() for kind, count in state.replica_states.items() if count]
+                # Ray Serve gives members of an enumeration in some places, and their values in others.
+                states = [str.lower(kind) for kind, count in state.replica_states.items() if count]
                 found.extend([f"{one} ({', '.join(states)})"] if states else [])
 
     done_within(look, STATUS_SECONDS)
