@@ -9,9 +9,9 @@ from cluster.run.layout import OPTIONAL_STAGES, STAGES
 from cluster.run.metrics import read_metrics
 from cluster.run.rounds import round_in_the_making
 
-# The pace of a stage is that of so many of its last steps.
+# The number of last steps over which the seconds a step are averaged.
 RECENT_STEPS = 20
-# The metrics that say how a stage goes.
+# The metrics that are shown, of those that a stage writes.
 NOW = ("loss", "reward", "kl", "kl_sequence")
 
 
@@ -37,7 +37,7 @@ class Progress:
 
 
 def progress_of(run: RunFolder) -> Progress | None:
-    """Returns the progress of a run that a process works on; None between two stages, or if none is begun."""
+    """Returns the progress of the stage that is begun and not finished; None if there is none."""
     begun = (one for one in (*STAGES, *OPTIONAL_STAGES) if run.partial_fingerprint(one.folder) is not None)
     if (stage := next(begun, None)) is None:
         return None

@@ -45,7 +45,7 @@ def print_sources(recipe: Recipe, console: Console, seconds: float = SECONDS) ->
 
     Args:
         recipe: the recipe.
-        console: where to print.
+        console: the console to print on.
         seconds: the most for one source.
 
     Raises:

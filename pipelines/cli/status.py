@@ -66,7 +66,7 @@ def stages_table(recipe: Recipe, run: RunFolder) -> tuple["Table", list[str], in
 
 
 def next_command(run: RunFolder, undone: list[str]) -> str:
-    """Says what a run needs next: nothing while a process works on it, `triptych run`, or `triptych serve`."""
+    """Names the next command of a run, `triptych run` or `triptych serve`, or the process that works on it."""
     address = served_at(run.root)
     served = f"; it is served at {address}" if address else ""
     if holder := run.holder():
@@ -96,7 +96,7 @@ def _progress_text(now: Progress, at_work: bool = False) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Returns seconds in the unit that suits them."""
+    """Formats seconds in seconds, minutes or hours."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -2,9 +2,9 @@
 
 from cluster.errors import StageError
 
-# How often a call that raises is made in all before it counts as failed. One that is late is not repeated.
+# The attempts of a call that raises, before it counts as failed. A late call is not repeated.
 ATTEMPTS = 3
-# Failed calls in a row that were all late: a function that hangs would use up the time of every call.
+# The late calls in a row after which the stage ends: a function that hangs would use up the time of every call.
 LATE_IN_A_ROW = 8
 
 
@@ -23,7 +23,7 @@ class CallFailures:
         total: the number of calls.
         limit: the largest share of them that may fail.
         key: the key of the limit in the recipe.
-        unit: what is called for, such as "prompts".
+        unit: the plural of the items that are counted, such as "prompts".
     """
 
     def __init__(self, total: int, limit: float, key: str, unit: str) -> None:

@@ -1,4 +1,4 @@
 """Cleans documents: `text` normalizes characters, `language` identifies languages, `pii` replaces personal data.
 
-Nothing here decides whether a document is kept.
+`words` splits texts into words. Nothing here decides whether a document is kept.
 """

@@ -1,1 +1,5 @@
-"""Tests of rewards against answers that game them, and detection of a policy that has begun to game one."""
+"""Tests of rewards against answers that game them.
+
+`hacks` makes such answers, `cases` chooses prompts with honest answers and scores by the recipe's rewards, and `audit`
+compares the scores.
+"""
