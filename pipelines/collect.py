@@ -28,6 +28,7 @@ from cluster.run.metrics import MetricsWriter, read_metrics
 from cluster.run.stages import Result
 from cluster.runtime.plan import make_plan
 from pipelines.collect_rankings import (
+    STORE_BATCH,
     CollectedPrompts,
     answer_variety,
     progress_bar,
@@ -43,8 +44,6 @@ from pipelines.data.feedback.io import storable
 from pipelines.data.people_rows import PeopleRows, people_rows, source_figures
 from pipelines.data.rankings import imported_rankings
 
-# Prompts whose answers are stored at once: an interruption loses at most these, and each store is a write to the disk.
-STORE_BATCH = 32
 QUEUE_BATCH = 2 * STORE_BATCH
 SHOWN_FAILURES = 10
 # The factor on the temperature each time that a prompt is sampled again, and the number added to the seed.

@@ -18,6 +18,8 @@ from pipelines.data.annotators import SyntheticAnnotator
 from pipelines.data.call_failures import CallFailedError, CallFailures
 
 POLL_SECONDS = 2.0
+# Rankings, or prompts with their answers, that are stored at once: an interruption loses at most these.
+STORE_BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,10 @@ def rank_synthetically(
                 failures.passed()
             except CallFailedError as error:
                 failures.add(error)
+            if len(found) >= STORE_BATCH:
+                # A function may take seconds for each, all of which a kill would lose.
+                database.add_rankings(found)
+                found.clear()
     finally:
         database.add_rankings(found)
 

@@ -5,6 +5,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from actors.model.chat import Chat
 from cluster.errors import StageError, UserError
 from cluster.feedback import Feedback
 from cluster.recipe.base import Call
+from pipelines import collect_rankings
 from pipelines.collect import plan_round
 from pipelines.collect_rankings import (
     rank_synthetically,
@@ -140,3 +142,19 @@ def test_prompts_on_which_an_annotator_always_fails_are_left_out_up_to_a_share(
     assert "it raised ConnectionError: the annotators' line is busy" in failures.messages[0]
     with pytest.raises(StageError, match=r"collect.max_failed_rankings allows 5%"):
         rank_synthetically(annotator, 1, chat, database, plan, no_failures(20, 0.05))
+
+
+def test_rankings_are_stored_as_they_are_made(
+    tmp_path: Path, chat: Chat, database: Feedback, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(collect_rankings, "STORE_BATCH", 8)
+    annotator, plan = _unsteady(tmp_path, chat, database, often=0)
+    stored: list[int] = []
+
+    def looks(*given: Any) -> Any:
+        stored.append(len(database.rankings()))
+        return annotator.function(*given)
+
+    rank_synthetically(replace(annotator, function=looks), 1, chat, database, plan, no_failures(20))
+    assert stored == [0] * 8 + [8] * 8 + [16] * 4
+    assert len(database.rankings()) == 20
