@@ -28,7 +28,7 @@ WATCH_SECONDS = 5.0
 CONTROLLER_SECONDS = 60.0
 # The most seconds for the gateway and the replicas to end by themselves, before their processes are ended.
 END_SECONDS = 15.0
-# How long Ray Serve may take to say what has not ended.
+# The most seconds that `unfinished` waits for Ray Serve's answer.
 STATUS_SECONDS = 2.0
 # The parts of a driver's runtime environment that its actors need too: code, and environment variables.
 SHIPPED = ("py_modules", "working_dir", "env_vars")
@@ -161,8 +161,8 @@ def wait_until_running(name: str, deadline: float) -> None:
 
 
 def unfinished(name: str) -> str:
-    """Says which deployments of an application still have replicas, and in which state; empty if Ray Serve does not say
-    it at once."""
+    """Returns the deployments of an application that still have replicas, with the states of those, as text; empty if
+    Ray Serve does not answer within `STATUS_SECONDS`."""
     found: list[str] = []
 
     def look() -> None:

@@ -143,7 +143,7 @@ def build_gateway(
         answered.update(name for name, state in states.items() if state["status"] != UNREACHABLE)
         for name in states.keys() - answered:
             states[name]["status"] = LOADING
-        # A model that is gone outweighs one that is still to come.
+        # One unreachable model makes the server unhealthy, whether or not others are still loading.
         worst = next((one for one in (UNREACHABLE, LOADING) if any(one == s["status"] for s in states.values())), "ok")
         known = authorizer.is_open() or request.state.context.caller.key is not None
         body = {"status": "unhealthy" if worst == UNREACHABLE else worst} | ({"models": states} if known else {})

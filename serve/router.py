@@ -296,7 +296,7 @@ async def _wait(work: Awaitable[Part]) -> Part:
 
 
 def _header_value(names: Iterable[str]) -> str:
-    """Returns names from a request as the value of a header, percent-encoded, as they may have any character."""
+    """Returns names from a request as the value of a header, percent-encoded, since they may hold any character."""
     return ", ".join(quote(name.encode(errors="replace")) for name in names)[:MAX_HEADER]
 
 

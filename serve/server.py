@@ -269,7 +269,7 @@ def _serve(
         finally:
             # A replica cannot end before it has loaded its model. On this machine its process ends with the command.
             stopped = (local and not is_up) or stop_application(application_id, END_SECONDS, hurry)
-            # Where it goes on, the file names the application, and the next `triptych serve` of this run ends it.
+            # If the server goes on, its file names the application, and the next `triptych serve` of the run ends it.
             for server_file in server_files if stopped or local else []:
                 server_file.unlink(missing_ok=True)
             if not stopped:

@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def _end_with_caller() -> None:
-    """Has this process, and all that the function will start, end when the process that calls it ends.
+    """Makes this process, and all processes that the function starts, end when the process that calls it ends.
 
     A function that hangs would outlive an actor that is killed, and so would its own processes, such as a sandbox. A
     second process of the group waits for the end of the pipe that calls come from, and then kills the group. It has no
@@ -64,11 +64,11 @@ def _end_with_caller() -> None:
         return
     if os.fork():
         os._exit(0)
-    # The parent of the group reads answers until the last process that could write one has ended.
+    # The calling process reads answers until no process has the pipe of answers open any more, so this one closes it.
     with open(os.devnull, "wb") as nothing:
         os.dup2(nothing.fileno(), 1)
     caller = select.poll()
-    # Only its end: calls are left to the function's process.
+    # An empty mask reports only the end of the pipe: the function's process reads the calls.
     caller.register(0, 0)
     caller.poll()
     os.killpg(parent, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Sums of verdicts: a reward that cannot be had is a `Failure`, never a number."""
+"""Sums of verdicts: a verdict is a reward, or a `Failure` if none could be computed, which stays one in every sum."""
 
 from actors.types import Failure, Verdict
 

@@ -140,7 +140,7 @@ class RewardScorer:
 
 
 def _entry(verdict: Verdict) -> dict[str, Any]:
-    # A score that is no number is none: the other conversations keep theirs.
+    # Only this conversation has no score: the others of the request keep theirs.
     if isinstance(verdict, Failure):
         return {"score": None, "error": verdict.reason}
     return {"score": verdict}

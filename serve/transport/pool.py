@@ -170,7 +170,7 @@ class ReplicaPool:
     def _failed(self, error: Exception) -> RequestError:
         if self._has_answered:
             return unreachable(error)
-        # No failure yet: Ray Serve ends the server if a model cannot be loaded.
+        # This is no failure of the model: Ray Serve ends the server if a model cannot be loaded.
         logger.info("no replica has started yet: %s", error)
         return RequestError(503, "the model is still loading; try again", "ServiceUnavailableError", retry_after=5)
 

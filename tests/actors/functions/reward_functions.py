@@ -48,7 +48,7 @@ async def waits(question: RewardInput, answer: str) -> float:
 
 
 class Grader:
-    """Is called as a coroutine function."""
+    """A reward whose `__call__` is a coroutine function."""
 
     async def __call__(self, _question: RewardInput, answer: str) -> float:
         await asyncio.sleep(0)

@@ -28,7 +28,7 @@ def test_a_call_that_hangs_ends_at_its_deadline(hangs: Callable[[], object]) -> 
         call_within(0.05, hangs)
     assert time.monotonic() - begin < 5
     assert signal.getsignal(signal.SIGALRM) == handler
-    # The timer of the test's own deadline, if it has one, goes on.
+    # The timer that pytest may have set as this test's deadline is still running.
     assert signal.getitimer(signal.ITIMER_REAL)[0] == pytest.approx(timer[0], abs=5)
 
 

@@ -260,7 +260,7 @@ def test_answers_that_could_not_be_judged_are_counted_on_the_page_and_in_the_ter
     print_report(report, EXAM, console)
     shown = console.export_text()
     assert note in shown
-    # The same of answers without a reward.
+    # The report counts the answers without a reward in the same way.
     note = "Answers that got no reward, and are left out: 3 of the policy model."
     assert note in page
     assert note in shown
