@@ -8,7 +8,7 @@ inside the functions.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
@@ -40,7 +40,7 @@ def whole_prompts(context: int, tokens: int) -> dict[str, Any]:
 
 
 # vLLM: other weights in a live engine
-def load_layerwise(model: Any, config: ModelConfig, tensors: Any) -> None:
+def load_layerwise(model: Any, config: ModelConfig, tensors: Iterable[tuple[str, Tensor]]) -> None:
     """Loads tensors into a model that vLLM serves from, layer by layer, and repacks each layer for its kernels.
 
     `vllm.model_executor.model_loader.reload` is not part of vLLM's documented interface. An output head that is tied
@@ -48,13 +48,18 @@ def load_layerwise(model: Any, config: ModelConfig, tensors: Any) -> None:
     repacking at the end. With another version, see whether `vllm.distributed.weight_transfer`'s own engines still call
     these two functions, and whether `live_weight` of a tied head shows the new weights without the repacking.
 
+    The engine must be idle, and has to forget its cached keys and values afterwards. `live_digest` then proves which
+    weights the model computes with.
+
     Args:
-        tensors: an iterable of Hugging Face names and tensors, as `model.load_weights` takes it.
+        model: the model of vLLM's worker.
+        config: vLLM's configuration of it.
+        tensors: Hugging Face names and tensors, of the shapes that the model has.
     """
     from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
     initialize_layerwise_reload(model)
-    model.load_weights(tensors)
+    model.load_weights(iter(tensors))
     finalize_layerwise_reload(model, config)
     for head in output_heads(model).values():
         head.quant_method.process_weights_after_loading(head)

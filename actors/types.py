@@ -63,6 +63,8 @@ class Failure:
 
 # The reward of a completion, or why it has none.
 Verdict = float | Failure
+# The verdicts on some prompts' samples: [prompts][samples].
+Scores = list[list[Verdict]]
 
 
 def prompt_id(name: str) -> str:

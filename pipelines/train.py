@@ -13,8 +13,7 @@ from rich.console import Console
 
 from actors.compat import interface_config
 from actors.trainer.data import shards_in
-from actors.trainer.job import FAILURE, Make, TrainingJob, checkpoints_in, held_out_loss
-from actors.trainer.lone_worker import LoneWorker
+from actors.trainer.job import FAILURE, LoneWorker, Make, TrainingJob, checkpoints_in, held_out_loss
 from cluster.compat import is_start_timeout
 from cluster.errors import DeadlineError, EngineError, StageError, UserError, first_line, known_failure, wait_for
 from cluster.recipe.recipe import Recipe

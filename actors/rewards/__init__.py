@@ -2,7 +2,6 @@
 sum.
 
 pool.py      the actors of one reward, and the sum over all rewards
-verdicts.py  sums of rewards, and of failures
 model.py     the reward model
 function.py  Python functions, by the name module:function that a recipe gives
 http.py      a server that scores over HTTP

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from itertools import islice
 
 from actors.functions.caller import CallLimits, FunctionCaller
-from actors.rewards.verdicts import Scores
-from actors.types import Prompt, RewardInput, Sample
+from actors.types import Prompt, RewardInput, Sample, Scores
 
 SHOWN_CHARACTERS = 80
 

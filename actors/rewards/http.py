@@ -10,8 +10,7 @@ import httpx
 
 from actors.functions.values import ValueRefusedError, as_number
 from actors.rewards.function import shown
-from actors.rewards.verdicts import Scores
-from actors.types import Failure, Prompt, RewardInput, Sample, Verdict
+from actors.types import Failure, Prompt, RewardInput, Sample, Scores, Verdict
 
 # How often one request is sent while the server is busy or not there, and the pause before the second time; the third
 # comes after twice as long.

@@ -11,8 +11,7 @@ import torch
 from actors.model.perf import engine_precision
 from actors.model.reward_head import load_ensemble
 from actors.objectives.bradley_terry import ensemble_rewards
-from actors.rewards.verdicts import Scores
-from actors.types import Failure, Prompt, Sample, Verdict, reward_scale_file
+from actors.types import Failure, Prompt, Sample, Scores, Verdict, reward_scale_file
 
 # Tokens of a batch, padding included. With a model of 135M parameters, two cores read 679 tokens a second so and 376 in
 # batches of 16,384.

@@ -7,8 +7,7 @@ from typing import Any
 import ray
 
 from actors.compat import started
-from actors.rewards.verdicts import Scores, add
-from actors.types import Failure, Prompt, RewardInput, Sample, Verdict
+from actors.types import Failure, Prompt, RewardInput, Sample, Scores, Verdict
 from cluster.errors import wait_for
 from cluster.runtime.plan import Allocation
 
@@ -182,6 +181,13 @@ class WeightedRewards:
             [Failure(sample.failure) if sample.failure else next(own) for sample in group]
             for group, own in zip(self._groups, totals, strict=True)
         ]
+
+
+def add(total: Verdict, weight: float, verdict: Verdict) -> Verdict:
+    """Adds a weighted verdict; a sum with a failure is that failure, the first if there are several."""
+    if isinstance(total, Failure):
+        return total
+    return verdict if isinstance(verdict, Failure) else total + weight * verdict
 
 
 def _own(prompt: Prompt, sample: Sample, weight: float | None) -> Verdict:

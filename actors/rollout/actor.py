@@ -81,8 +81,7 @@ class RolloutActor:
         from transformers import AutoTokenizer
         from vllm import LLM
 
-        from actors.rollout.weight_transfer import BACKEND
-        from actors.rollout.worker import EXTENSION
+        from actors.rollout.weight_transfer import BACKEND, EXTENSION
 
         make = partial(
             LLM,

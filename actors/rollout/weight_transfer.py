@@ -1,7 +1,7 @@
-"""Loads weights into a running vLLM model, for rollout actors and for serving, and proves by digest that it computes
-with them.
+"""The receiving side of vLLM's weight transfer protocol, inside vLLM's worker: in the process of a rollout actor, or in
+one of the processes of an engine over several devices.
 
-`ObjectStoreTransfer` is the receiving side of vLLM's weight transfer protocol, inside vLLM's worker.
+vLLM imports this module wherever it starts a worker, by the name of the class (`worker_extension_cls`).
 """
 
 from collections.abc import Iterable, Iterator
@@ -14,7 +14,7 @@ import ray
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from vllm.config import ModelConfig
+from vllm.distributed.weight_transfer import WeightTransferEngineFactory
 from vllm.distributed.weight_transfer.base import (
     WeightTransferEngine,
     WeightTransferInitInfo,
@@ -27,20 +27,6 @@ from actors.rollout.live_digest import live_digest
 from actors.rollout.weights import digest, mismatch, stored, stripes, unpack
 
 BACKEND = "object_store"
-
-
-def reload_weights(model: Any, config: ModelConfig, tensors: Iterable[tuple[str, Tensor]]) -> None:
-    """Loads weights of the same shapes into a live vLLM model, and repacks each layer for its kernels.
-
-    The engine must be idle, and has to forget its cached keys and values afterwards. `live_digest` then proves which
-    weights the model computes with.
-
-    Args:
-        model: the model of vLLM's worker.
-        config: vLLM's configuration of it.
-        tensors: Hugging Face names and tensors.
-    """
-    load_layerwise(model, config, iter(tensors))
 
 
 @lru_cache(1)
@@ -115,13 +101,13 @@ class ObjectStoreTransfer(WeightTransferEngine[ObjectStoreInit, ObjectStoreUpdat
         else:
             received = load_file(update_info.file)
         if base is None:
-            reload_weights(self.model, self.model_config, received.items())
+            load_layerwise(self.model, self.model_config, received.items())
             return
         proof: list[tuple[str, Tensor]] = []
         dtype = cast(torch.dtype, self.model_config.dtype)
         weights = merge_into(base_weights(base).items(), received, dtype)
         merged = self._recorded(weights, update_info.version, proof)
-        reload_weights(self.model, self.model_config, merged)
+        load_layerwise(self.model, self.model_config, merged)
         if (wrong := mismatch(digest(proof), live_digest(self.model, update_info.version))) is not None:
             raise RuntimeError(f"with adapters, the engine computes with other weights in {wrong}")
 
@@ -134,3 +120,23 @@ class ObjectStoreTransfer(WeightTransferEngine[ObjectStoreInit, ObjectStoreUpdat
             # Not the whole matrix, of which it is a view.
             proof += [(name, some.clone()) for name, some in part]
             yield name, tensor
+
+
+# At the import, since a worker's process imports this module and nothing of the actor's.
+WeightTransferEngineFactory.register_engine(BACKEND, ObjectStoreTransfer)
+
+
+class RolloutWorker:
+    """Methods added to vLLM's worker, called by name and in the worker's process.
+
+    After an upgrade of vLLM, look at the worker's `model_runner`.
+    """
+
+    model_runner: Any
+
+    def live_digest(self, stripe: int | None) -> dict[str, int]:
+        """Returns `live_digest` of the worker's model; every worker has to be asked."""
+        return live_digest(self.model_runner.get_model(), stripe)
+
+
+EXTENSION = f"{RolloutWorker.__module__}.{RolloutWorker.__qualname__}"

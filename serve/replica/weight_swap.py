@@ -8,8 +8,8 @@ from typing import Any
 
 from vllm.v1.engine.async_llm import AsyncLLM
 
+from actors.compat import load_layerwise
 from actors.rollout.live_digest import live_digest
-from actors.rollout.weight_transfer import reload_weights
 from actors.rollout.weights import digest, mismatch, stored
 
 logger = logging.getLogger("ray.serve")
@@ -37,7 +37,7 @@ class WeightReloadExtension:
     def load_files(self, folder: str) -> dict[str, int]:
         """Loads such a directory, and returns the `live_digest` of the weights that the model then computes with."""
         model = self.model_runner.get_model()
-        reload_weights(model, self.model_config, stored(Path(folder)))
+        load_layerwise(model, self.model_config, stored(Path(folder)))
         return live_digest(model)
 
 

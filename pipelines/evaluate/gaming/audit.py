@@ -3,8 +3,7 @@
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
-from actors.rewards.verdicts import Scores
-from actors.types import NO_EPOCH, Failure, Prompt, RewardInput, RolloutId, Sample, Verdict, prompt_id
+from actors.types import NO_EPOCH, Failure, Prompt, RewardInput, RolloutId, Sample, Scores, Verdict, prompt_id
 from cluster.errors import UserError
 from cluster.recipe.rlhf.rewards import Reward
 from pipelines.evaluate.gaming.hacks import HACKS, AuditCase, hacked_answers

@@ -22,8 +22,7 @@ from actors.orchestrator.ledger import MAX_DRAWS, Ledger, Outcome
 from actors.orchestrator.scheduler import RolloutScheduler
 from actors.rewards.builtin import same_number, same_text
 from actors.rewards.function import FunctionReward
-from actors.rewards.pool import RewardWorkerPool, WeightedRewards, restartable
-from actors.rewards.verdicts import add
+from actors.rewards.pool import RewardWorkerPool, WeightedRewards, add, restartable
 from actors.types import Failure, Prompt, PromptTurn, RewardInput, RolloutId, Sample, Sampling, Verdict
 from cluster.errors import DeadlineError, EngineError, StageError, UserError
 from cluster.recipe.functions import load_function

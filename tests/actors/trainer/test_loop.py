@@ -31,8 +31,7 @@ from actors.objectives.lm import LanguageObjective
 from actors.trainer import loop
 from actors.trainer.data import Shard
 from actors.trainer.held_out import check_ids
-from actors.trainer.job import FAILURE, TrainingJob, checkpoints_in
-from actors.trainer.lone_worker import LoneWorker
+from actors.trainer.job import FAILURE, LoneWorker, TrainingJob, checkpoints_in
 from actors.trainer.watchdog import Watchdog
 from cluster.errors import EngineError, StageError, UserError
 from cluster.recipe.model import Model
