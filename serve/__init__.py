@@ -6,8 +6,8 @@ and its response passes them in reverse:
 1. `http.listener`: the socket.
 2. `http.middleware`: authorization (`http.auth`) and limits (`http.limits`) on the way in, safe headers, metrics
    (`http.metrics`) and the access log on the way out.
-3. `router`: reads the body (`http.request_context`), bounds its size (`request_size`) and finds the model by its name
-   or alias (`routes`).
+3. `router`: reads the body (`http.request_context`), bounds its size and reserves tokens (`request_size`), and finds
+   the model by its name or alias (`routes`).
 4. `transport.pool`: picks the least busy replica; `transport.gateway_end`, `transport.frames` and
    `transport.replica_end` carry the request.
 5. `replica.replica`: the process with the models.

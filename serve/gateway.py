@@ -27,8 +27,7 @@ from serve.errors import RequestError
 from serve.http.application import new_application
 from serve.http.auth import AnonymousAccess, Authorizer
 from serve.http.budgets import TokenBudgets
-from serve.http.key_use import KeyUse
-from serve.http.limits import body_limit
+from serve.http.limits import KeyUse, body_limit
 from serve.http.listener import Listener
 from serve.http.metrics import GatewayMetrics
 from serve.http.middleware import Middleware

@@ -14,7 +14,7 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from serve.errors import RequestError
-from serve.http.key_use import SHARE_SECONDS, KeyUse
+from serve.http.limits import SHARE_SECONDS, KeyUse
 from serve.promotions import Action
 
 logger = logging.getLogger("ray.serve")

@@ -21,8 +21,7 @@ from serve.http.limits import ConcurrencyLimit
 from serve.http.metrics import GatewayMetrics, label_values
 from serve.http.openapi import GET_ENDPOINTS, PATHS
 from serve.http.request_context import RequestContext, json_body, while_connected
-from serve.http.reservation import counting_requests, most_tokens
-from serve.request_size import check_size, without_prompts
+from serve.request_size import check_size, counting_requests, most_tokens, without_prompts
 from serve.routes import LATEST, Routes
 from serve.transport.messages import CompleteResponse, Endpoint, Part, ResponseStart, Usage
 from serve.transport.pool import ModelEndpoint

@@ -3,8 +3,7 @@
 - `listener`: the socket, and uvicorn on it.
 - `middleware`: the way in and out of every request; it creates the `request_context`, asks `auth` who the caller is
   and `limits` whether they may send so much, and afterwards adds headers, counts in `metrics` and writes the log.
-- `reservation`, `budgets`, `key_use`: the most tokens of a request, the tokens that keys have used in all, and how the
-  gateways of one server report them to each other.
+- `budgets`: the tokens that keys have used in all.
 - `application`: FastAPI with all errors in one format.
 - `openapi`: the paths of the OpenAI endpoints, and the description of the whole API.
 """

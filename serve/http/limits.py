@@ -5,15 +5,14 @@ import asyncio
 import math
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from starlette.types import Message, Receive
 
 from cluster.keys import Key
 from serve.errors import RequestError
-from serve.http.key_use import KeyUse
 
 # Reading JSON holds up all clients: 10 ms for 1 MB. A batch of prompts that fill the context takes some 8 bytes a token
 # each, as text or as token ids.
@@ -21,6 +20,8 @@ MIN_BODY_BYTES, MAX_BODY_BYTES = 1 << 20, 10 << 20
 BODY_BYTES_PER_TOKEN = 256
 BODY_SECONDS = 30.0
 RETRY_SECONDS = 1
+# How often the gateways of a server report the use of keys to each other.
+SHARE_SECONDS = 1.0
 
 
 class TokenBucket:
@@ -48,6 +49,27 @@ class TokenBucket:
     def _refill(self, now: float) -> None:
         self._level = min(self.per_minute, self._level + (now - self._updated) * self.per_minute / 60)
         self._updated = now
+
+
+@dataclass(frozen=True)
+class KeyUse:
+    """The use of the keys by the requests of one gateway, as the gateways of a server report it to each other.
+
+    Each gateway admits requests by its own counts and by the last reports of the others. Within `SHARE_SECONDS` several
+    gateways may together admit more than a key's limit: at the worst, each the whole rest of it. The excess of tokens
+    and requests a minute is a debt that is taken off the next minutes.
+
+    Attributes:
+        gateway: a name of the process, whose counts begin with it.
+        taken: the limit a minute and the total taken of it so far, by the key's hash and the limit's name.
+        running: the requests in progress, by the key's hash.
+        budgets: the tokens used and reserved of budgets, of former processes too, by the key's hash.
+    """
+
+    gateway: str
+    taken: Mapping[tuple[str, str], tuple[int, float]] = field(default_factory=dict)
+    running: Mapping[str, int] = field(default_factory=dict)
+    budgets: Mapping[str, int] = field(default_factory=dict)
 
 
 class KeyLimits:

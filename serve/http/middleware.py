@@ -23,8 +23,7 @@ from cluster.run.atomic import make_private
 from serve.errors import RequestError, in_format_of
 from serve.http.auth import Authorizer, path_pattern, token_of
 from serve.http.budgets import TokenBudgets
-from serve.http.key_use import KeyUse
-from serve.http.limits import MIN_BODY_BYTES, KeyLimits, body_too_large, bounded
+from serve.http.limits import MIN_BODY_BYTES, KeyLimits, KeyUse, body_too_large, bounded
 from serve.http.metrics import GatewayMetrics
 from serve.http.request_context import RequestContext
 

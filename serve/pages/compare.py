@@ -23,9 +23,9 @@ from cluster.recipe.serve import CANARY
 from serve.errors import RequestError
 from serve.http.auth import annotator_dependency
 from serve.http.request_context import RequestContext
-from serve.http.reservation import most_tokens
 from serve.pages.markdown import parse_markdown
 from serve.pages.render import page, routes_of
+from serve.request_size import most_tokens
 from serve.transport.messages import CompleteResponse, Endpoint, Part
 from serve.transport.pool import ModelEndpoint
 

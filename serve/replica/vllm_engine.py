@@ -15,7 +15,6 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from vllm.config import StructuredOutputsConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.exceptions import GenerationError, VLLMError, VLLMValidationError
-from vllm.v1.engine.async_llm import AsyncLLM
 
 from actors.compat import whole_prompts
 from cluster.recipe.serve import Engine, Serve
@@ -41,12 +40,11 @@ from serve.compat.vllm_openai import (
 )
 from serve.errors import RequestError
 from serve.http.openapi import REFERENCE
-from serve.replica.engine_stats import EngineStats, state_of
+from serve.replica.async_llm import start_engine
+from serve.replica.engine_stats import state_of
 from serve.replica.lora import adapter_rank
-from serve.replica.metered_llm import MeteredLLM
 from serve.replica.request_bounds import RequestBounds, forced_form, longest_token, too_many_tokens
 from serve.replica.tool_formats import tool_parser_for
-from serve.replica.vllm_in_process import start_in_process
 from serve.replica.weight_swap import digest_files, swap_weights
 from serve.replica.weight_swap_gate import InflightRequest, WeightSwapGate
 from serve.transport.messages import (
@@ -112,13 +110,6 @@ def engine_arguments(
     return arguments
 
 
-def _start(arguments: AsyncEngineArgs, allocation: Allocation, thread: ThreadPoolExecutor) -> AsyncLLM:
-    stats: list[Any] = [EngineStats]
-    if allocation.gpus:
-        return MeteredLLM.from_engine_args(arguments, stat_loggers=stats)
-    return start_in_process(arguments, thread, stats)
-
-
 def is_chat_tuned(tokenizer: PreTrainedTokenizerBase, end_ids: set[int]) -> bool:
     """Returns whether a model ends its turns: its template closes a turn with a token that ends generation."""
     if not tokenizer.chat_template:
@@ -164,7 +155,7 @@ class VllmEngine:
         if adapters:
             arguments.enable_lora, arguments.max_loras = True, len(adapters)
             arguments.max_lora_rank = max_lora_rank(max(map(adapter_rank, adapters.values())))
-        self.engine = _start(arguments, allocation, thread)
+        self.engine = start_engine(arguments, allocation, thread)
         self.chat_tuned = is_chat_tuned(tokenizer, end_token_ids(self.engine))
         variables = template_variables(tokenizer.chat_template)
         unforced = too_many_tokens(tokenizer, embeddings(self.engine))

@@ -1,4 +1,8 @@
-"""vLLM's asynchronous engine without its second process, for CPUs.
+"""vLLM's asynchronous engine as a replica runs it: with a count of the tokens that it computes for each request, and
+without its second process where there is no GPU.
+
+vLLM reports the usage of a request with its last output, which a cancelled request never gets, and with
+`stream_interval` or `n` its outputs lag behind the tokens that have been computed.
 
 `AsyncLLM` always starts its engine core as a process of its own, which imports vLLM again: 9 s of CPU time and 0.7 GB
 for every model. On a GPU that keeps Python off the critical path; for small models on a few cores it is the main cost.
@@ -8,24 +12,69 @@ call methods that are missing here.
 """
 
 import asyncio
-from collections.abc import Callable
+import itertools
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from vllm.config import VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.lora.request import LoRARequest
+from vllm.outputs import RequestOutput
+from vllm.sampling_params import SamplingParams
 from vllm.tasks import SupportedTask
-from vllm.v1.engine import EngineCoreOutputs, EngineCoreRequest, PauseMode
+from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest, PauseMode
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.core_client import InprocClient
 from vllm.v1.executor import Executor
 
-from serve.compat.vllm_engine import core_client
-from serve.replica.metered_llm import MeteredLLM
+from cluster.runtime.plan import Allocation
+from serve.compat.vllm_engine import core_client, limit_white_space
+from serve.replica.engine_stats import EngineStats
+from serve.transport.messages import TALLY, Tally
 
 T = TypeVar("T")
+
+
+class MeteredLLM(AsyncLLM):
+    """An `AsyncLLM` that adds to the `TALLY` of each request, and limits the white space in structural tags.
+
+    After an upgrade of vLLM, look at `OutputProcessor.process_outputs`, which is given all new tokens, and at the ids
+    in its `request_states`: that of a caller's request is `external_req_id`, also for each of its `n` answers.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._tallies: dict[str, Tally] = {}
+        self._numbers = itertools.count()
+        self._process_outputs = self.output_processor.process_outputs
+        self.output_processor.process_outputs = self._count_and_process  # type: ignore[method-assign, assignment]
+
+    async def generate(
+        self, prompt: Any, sampling_params: SamplingParams, request_id: str, **options: Any
+    ) -> AsyncGenerator[RequestOutput, None]:
+        """Yields the outputs of a request, as `AsyncLLM.generate` does."""
+        # Clients may choose an id, and several the same.
+        request_id = f"{request_id}-{next(self._numbers)}"
+        limit_white_space(sampling_params)
+        tally = self._tallies[request_id] = TALLY.get(Tally())
+        if isinstance(prompt, dict):
+            tally.prompt_tokens += len(prompt.get("prompt_token_ids") or ())
+        try:
+            async with aclosing(super().generate(prompt, sampling_params, request_id, **options)) as outputs:
+                async for output in outputs:
+                    yield output
+        finally:
+            del self._tallies[request_id]
+
+    def _count_and_process(self, outputs: list[EngineCoreOutput], *arguments: Any, **options: Any) -> Any:
+        for output in outputs:
+            state = self.output_processor.request_states.get(output.request_id)
+            if state and (tally := self._tallies.get(state.external_req_id)):
+                tally.completion_tokens += len(output.new_token_ids)
+        return self._process_outputs(outputs, *arguments, **options)
 
 
 @dataclass
@@ -99,22 +148,24 @@ class ThreadedCore(InprocClient):
                 return outputs
 
 
-def start_in_process(
-    arguments: AsyncEngineArgs, thread: ThreadPoolExecutor, stat_loggers: list[Any] | None = None
-) -> AsyncLLM:
-    """Returns an engine whose engine core runs in one thread of this process. Needs a running event loop.
+def start_engine(arguments: AsyncEngineArgs, allocation: Allocation, thread: ThreadPoolExecutor) -> AsyncLLM:
+    """Returns an engine, whose core runs in a process of its own on a GPU, else in a thread of this process.
 
-    Engines of one process have to share the thread: vLLM keeps the batch that it computes in a global of its module.
+    Needs a running event loop.
 
     Args:
         arguments: vLLM's arguments.
-        thread: the thread.
-        stat_loggers: vLLM's classes of loggers that are given the state after each step.
+        allocation: the resources of the engine.
+        thread: the thread for engines without a GPU. Those of one process have to share it: vLLM keeps the batch that
+            it computes in a global of its module.
     """
+    stats: list[Any] = [EngineStats]
+    if allocation.gpus:
+        return MeteredLLM.from_engine_args(arguments, stat_loggers=stats)
 
     def make(vllm_config: VllmConfig, executor_class: type[Executor], log_stats: bool, **_: Any) -> ThreadedCore:
         # The other arguments concern processes.
         return ThreadedCore(thread, vllm_config, executor_class, log_stats)
 
     with core_client(make):
-        return MeteredLLM.from_engine_args(arguments, stat_loggers=stat_loggers)
+        return MeteredLLM.from_engine_args(arguments, stat_loggers=stats)

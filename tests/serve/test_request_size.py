@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from serve.http.reservation import most_tokens
+from serve.request_size import most_tokens
 from serve.transport.messages import Endpoint
 
 CONTEXT = 100
