@@ -42,6 +42,7 @@ from pipelines.data.annotators import SyntheticAnnotator, annotator_failures
 from pipelines.data.balance import require_enough
 from pipelines.data.feedback.io import storable
 from pipelines.data.people_rows import PeopleRows, people_rows, source_figures
+from pipelines.data.prompts import all_prompts, prompt_losses, select_prompts, split_prompts
 from pipelines.data.rankings import imported_rankings
 
 QUEUE_BATCH = 2 * STORE_BATCH
@@ -177,12 +178,12 @@ def plan_round(recipe: Recipe, chat: Chat, weights: str) -> CollectedPrompts:
         UserError: fewer than two prompts fit.
     """
     settings = recipe.collect
-    chosen = rankings.select_prompts(recipe, chat, rankings.all_prompts(recipe))
+    chosen = select_prompts(recipe, chat, all_prompts(recipe))
     if len(chosen) < 2:
         purpose = "one to train on and one to hold out"
-        losses = rankings.prompt_losses(recipe, chat)
+        losses = prompt_losses(recipe, chat)
         require_enough("prompts of collect.sources", len(chosen), losses, 2, purpose, "add prompts")
-    split = rankings.split_prompts([text.id for text, _ in chosen], settings.held_out_share, recipe.seed)
+    split = split_prompts([text.id for text, _ in chosen], settings.held_out_share, recipe.seed)
     sampling = [settings.samples_per_prompt, settings.temperature, settings.max_tokens, recipe.seed]
     mark = fingerprint([weights, sampling])[:8]
     rows, token_ids = {}, {}

@@ -22,7 +22,7 @@ from cluster.recipe.recipe import Recipe
 from cluster.run.atomic import atomic_write
 from cluster.run.folder import RunFolder
 from cluster.runtime.plan import make_plan
-from pipelines.data.chat_formats import prompt_of
+from pipelines.data.prompts import prompt_of
 from pipelines.data.source_rows import read_rows
 from pipelines.data.turns import Messages
 

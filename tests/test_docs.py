@@ -37,7 +37,8 @@ from cluster.run.folder import RunFolder
 from pipelines.cli.main import app, main
 from pipelines.corpus.read.sources import plan_splits, read_split
 from pipelines.data.annotators import JudgedAnswer, SyntheticAnnotator
-from pipelines.data.chat_formats import read_conversations, read_prompts
+from pipelines.data.chat_formats import read_conversations
+from pipelines.data.prompts import read_prompts
 from pipelines.evaluate.exam import load_exam
 from tests.helpers import ROOT
 from tests.markdown import EXAMPLE, PAGES, README, Block, Page, python_modules

@@ -38,7 +38,7 @@ from infra.bench.rounds.person import Chatter, Person, sample
 from infra.bench.rounds.world import HELD_OUT, RULES, write_world
 from infra.bench.scenarios.command import wait_until
 from infra.bench.servers.start import free_port, own
-from pipelines.data.rankings import all_prompts
+from pipelines.data.prompts import all_prompts
 from pipelines.evaluate.stats import paired_change
 
 SAMPLES = 3

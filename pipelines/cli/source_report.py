@@ -13,7 +13,8 @@ from cluster.recipe.corpus import Source
 from cluster.recipe.recipe import Recipe
 from pipelines.corpus.read.records import BadRecord, Skipped
 from pipelines.corpus.read.sources import plan_splits, read_split
-from pipelines.data.chat_formats import conversation_of, prompt_of
+from pipelines.data.chat_formats import conversation_of
+from pipelines.data.prompts import prompt_of
 from pipelines.data.source_rows import Read, complaint, source_rows
 
 # The most seconds to read each source; larger ones are counted in part.

@@ -90,7 +90,8 @@ def check_chats(recipe: Recipe) -> None:
     Raises:
         UserError: they cannot.
     """
-    from pipelines.data.chat_formats import conversation_of, prompt_of
+    from pipelines.data.chat_formats import conversation_of
+    from pipelines.data.prompts import prompt_of
     from pipelines.data.source_rows import check_first_rows
 
     check_first_rows(recipe.sft.sources, conversation_of)

@@ -1,6 +1,5 @@
-"""Reads conversations and prompts in the common layouts, from files or from functions that a recipe names."""
+"""Reads conversations in the common layouts, from files or from functions that a recipe names."""
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -10,24 +9,10 @@ from typing import Any
 from actors.model.tokenizer import REASONING
 from cluster.errors import UserError
 from cluster.recipe.collect import ChatSource
-from pipelines.data.row_files import BadRow, Row, bad_row, good_row
+from pipelines.data.row_files import BadRow, Row, bad_row
 from pipelines.data.source_rows import source_rows
-from pipelines.data.turns import Messages, Turns, read_tools, read_turns, require_text
+from pipelines.data.turns import SYSTEM_FIELDS, Messages, Turns, instruction_of, read_tools, read_turns, turns_before
 
-# The fields of a row that hold the conversation; all others are metadata for reward functions and annotators.
-CONVERSATION_FIELDS = {
-    "messages",
-    "conversations",
-    "prompt",
-    "response",
-    "instruction",
-    "input",
-    "output",
-    "system",
-    "system_prompt",
-    "history",
-    "tools",
-}
 # Layouts of a single exchange, in the order in which they are tried: the fields of the user and of the assistant.
 EXCHANGE_LAYOUTS = {
     "instruction/output": ("instruction", "output"),
@@ -36,17 +21,6 @@ EXCHANGE_LAYOUTS = {
     "question/answer": ("question", "answer"),
     "question/response": ("question", "response"),
 }
-# Fields beside the turns with what the system says (Alpaca, OpenOrca).
-_SYSTEM_FIELDS = ("system", "system_prompt")
-
-
-@dataclass(frozen=True)
-class PromptText:
-    """A prompt as text, with the metadata that annotators and reward functions may need to judge answers."""
-
-    id: str
-    messages: Messages
-    metadata: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -163,59 +137,6 @@ def first_conversations(sources: list[ChatSource], seed: int, count: int) -> lis
     return found[:count]
 
 
-def read_prompts(sources: list[ChatSource], seed: int) -> list[PromptText]:
-    """Reads all prompts to sample answers to; of a conversation, everything before the last assistant turn.
-
-    The id of a prompt is its source and content, or the field `id` of a function's row. Equal ids are one prompt.
-
-    Args:
-        sources: the recipe's.
-        seed: the seed for sources that are functions.
-
-    Raises:
-        UserError: a file is missing or a row cannot be read; the message names file and row.
-    """
-    prompts: dict[str, PromptText] = {}
-    for source in sources:
-        for read, place in source_rows(source, seed):
-            row = good_row(read)
-            messages = prompt_of(row, place)
-            has_id = source.kind == "function" and "id" in row
-            content = json.dumps(messages, ensure_ascii=False)
-            prompt_id = str(row["id"]) if has_id else f"{source.path or source.function}: {content}"
-            used = CONVERSATION_FIELDS | {"id"} if has_id else CONVERSATION_FIELDS
-            used = used if "prompt" in row else used | {"question"}
-            metadata = {key: require_text(str(row[key]), place) for key in row.keys() - used if row[key] is not None}
-            prompts[prompt_id] = PromptText(prompt_id, messages, metadata)
-    return list(prompts.values())
-
-
-def prompt_of(row: Row, place: str) -> Messages:
-    """Extracts the prompt of a row in any layout: the conversation up to the answer.
-
-    Args:
-        row: a row of a file or function.
-        place: its file and line, for messages.
-
-    Raises:
-        UserError: there is no user turn, or the row cannot be read.
-    """
-    if row.get("tools"):
-        raise UserError(f"{place} has tools, which prompts are not sampled with; remove them")
-    given = next((row[name] for name in ("prompt", "messages", "conversations") if row.get(name)), None)
-    if given is None and ("instruction" in row or "question" in row):
-        given = [{"role": "user", "content": _instruction(row) if "instruction" in row else row["question"]}]
-    elif isinstance(row.get("prompt"), str):
-        given = [{"role": "user", "content": row["prompt"]}]
-    messages = read_turns(given, place).messages
-    messages = _before(row, messages, place) + messages
-    while messages and messages[-1]["role"] == "assistant":
-        messages = messages[:-1]
-    if not any(message["role"] == "user" and message["content"].strip() for message in messages):
-        raise UserError(f"{place} has no user turn to answer")
-    return messages
-
-
 def conversation_of(row: Row, place: str) -> tuple[Conversation, str, set[str], frozenset[str]]:
     """Returns a row's conversation, its layout, the fields of the row that were read, and those of turns that were not.
 
@@ -257,36 +178,14 @@ def _turns(row: Row, layout: str, place: str) -> tuple[Turns, set[str]]:
         turns, fields = read_turns(row[layout], place), {layout}
     else:
         user, assistant = EXCHANGE_LAYOUTS[layout]
-        question = _instruction(row) if user == "instruction" else row[user]
+        question = instruction_of(row) if user == "instruction" else row[user]
         fields = {user, assistant, "input"} if user == "instruction" else {user, assistant}
         turns = read_turns([*_side(question, "user"), *_side(row[assistant], "assistant")], place)
-    before = _before(row, turns.messages, place)
+    before = turns_before(row, turns.messages, place)
     untrained = tuple(number + len(before) for number in turns.untrained)
-    return Turns(before + turns.messages, untrained, turns.ignored), fields | {*_SYSTEM_FIELDS, "history"}
+    return Turns(before + turns.messages, untrained, turns.ignored), fields | {*SYSTEM_FIELDS, "history"}
 
 
 def _side(value: Any, role: str) -> Sequence[Any]:
     """Returns one side of an exchange as turns: a text, or the turns themselves (TRL)."""
     return value if isinstance(value, list) else [{"role": role, "content": value}]
-
-
-def _before(row: Row, messages: Messages, place: str) -> Messages:
-    """Returns the turns from other fields of a row: the system's, and pairs of a question and an answer."""
-    before = []
-    system = next((row[name] for name in _SYSTEM_FIELDS if row.get(name)), None)
-    if system is not None:
-        if messages and messages[0]["role"] in ("system", "developer"):
-            raise UserError(f"{place} has a field for the system's turn, and such a turn; remove one of them")
-        before.append({"role": "system", "content": system})
-    for exchange in row.get("history") or ():
-        if not isinstance(exchange, list) or len(exchange) != 2:
-            raise UserError(f"{place}: history must be a list of pairs of a question and an answer")
-        before += [{"role": "user", "content": exchange[0]}, {"role": "assistant", "content": exchange[1]}]
-    return read_turns(before, place).messages if before else []
-
-
-def _instruction(row: Row) -> Any:
-    """Joins the instruction of an Alpaca row and the input, if it has one."""
-    if not row.get("input"):
-        return row["instruction"]
-    return f"{row['instruction']}\n{row['input']}"

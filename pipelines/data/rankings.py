@@ -1,10 +1,10 @@
-"""Chooses the prompts whose answers are ranked, and makes the table of rankings that the reward model learns from."""
+"""Makes the table of rankings that the reward model learns from."""
 
 import random
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, combinations, islice, zip_longest
+from itertools import combinations
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -14,14 +14,11 @@ import pyarrow.parquet as parquet
 
 from actors.model.chat import Chat
 from cluster.feedback import Completion, Feedback, FeedbackPrompt, Ranking, is_person
-from cluster.recipe.recipe import Recipe
 from cluster.recipe.training import Dpo, RewardModel
 from cluster.run.atomic import atomic_write
 from cluster.run.folder import fingerprint
 from pipelines.data.annotators import JudgedAnswer, SyntheticAnnotator
 from pipelines.data.balance import Loss, require_enough
-from pipelines.data.chat_formats import PromptText, read_prompts
-from pipelines.data.source_rows import source_rows
 
 SCHEMA = pa.schema(
     {
@@ -41,58 +38,6 @@ SCHEMA = pa.schema(
         "share": pa.float32(),
     }
 )
-
-
-def interleave_kinds(prompts: Sequence[PromptText], seed: int) -> list[PromptText]:
-    """Shuffles prompts and interleaves their kinds, so that rare kinds are not lost in any first part of the list."""
-    kinds: dict[str, list[PromptText]] = defaultdict(list)
-    for prompt in prompts:
-        kinds[prompt.metadata.get("kind", "")].append(prompt)
-    shuffled = [random.Random(f"collect {seed} {kind}").sample(kinds[kind], len(kinds[kind])) for kind in sorted(kinds)]
-    return [prompt for prompt in chain(*zip_longest(*shuffled)) if prompt is not None]
-
-
-def all_prompts(recipe: Recipe) -> list[PromptText]:
-    """Reads all prompts of `collect.sources`, in the order of `interleave_kinds`."""
-    return interleave_kinds(read_prompts(recipe.collect.sources, recipe.seed), recipe.seed)
-
-
-def select_prompts(recipe: Recipe, chat: Chat, prompts: Sequence[PromptText]) -> list[tuple[PromptText, list[int]]]:
-    """Selects the prompts whose answers are ranked, and that RLHF trains on.
-
-    Args:
-        recipe: decides their number.
-        chat: renders them.
-        prompts: all of them, in the order of `all_prompts`.
-
-    Returns:
-        The first `collect.prompts` that leave room for an answer, each with its token ids.
-    """
-    room = recipe.model.context - recipe.collect.max_tokens
-    rendered = ((text, chat.prompt(text.messages)) for text in prompts)
-    return list(islice(((text, ids) for text, ids in rendered if len(ids) <= room), recipe.collect.prompts))
-
-
-def prompt_losses(recipe: Recipe, chat: Chat) -> list[Loss]:
-    """Counts the rows of `collect.sources` that `select_prompts` does not select, by reason, for `balance`."""
-    settings, context = recipe.collect, recipe.model.context
-    prompts = all_prompts(recipe)
-    rows = sum(1 for source in settings.sources for _ in source_rows(source, recipe.seed))
-    fitting = sum(len(chat.prompt(text.messages)) <= context - settings.max_tokens for text in prompts)
-    room = f"raise model.context (now {context}) or lower collect.max_tokens (now {settings.max_tokens})"
-    more = f"raise collect.prompts (now {settings.prompts})"
-    return [
-        Loss("equal to another", rows - len(prompts)),
-        Loss("no room for an answer", len(prompts) - fitting, room),
-        Loss("more than collect.prompts", max(0, fitting - settings.prompts), more),
-    ]
-
-
-def split_prompts(prompt_ids: Sequence[str], held_out_share: float, seed: int) -> dict[str, str]:
-    """Assigns `train` or `held_out` to every prompt id; at least one of each if there are two or more."""
-    count = min(max(1, round(len(prompt_ids) * held_out_share)), len(prompt_ids) - 1)
-    held_out = set(random.Random(f"held-out rankings {seed}").sample(list(prompt_ids), count))
-    return {name: "held_out" if name in held_out else "train" for name in prompt_ids}
 
 
 def judged_answers(completions: Sequence[Completion], ends: Collection[int]) -> list[JudgedAnswer]:

@@ -1,6 +1,7 @@
 """Turns of conversations in the dialects that people have, as chat templates take them."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,8 @@ SHAREGPT_ROLES = {
     "observation": "tool",
     "function": "tool",
 } | {role: role for role in ROLES}
+# Fields beside the turns with what the system says (Alpaca, OpenOrca).
+SYSTEM_FIELDS = ("system", "system_prompt")
 # The fields of a turn that templates read, beside role, content and reasoning.
 _TEMPLATE_FIELDS = ("tool_calls", "function_call", "tool_call_id", "name")
 # The fields with which OpenAI's and Axolotl's files leave a turn out of the loss.
@@ -95,6 +98,28 @@ def require_text(value: Any, place: str) -> str:
             "remove it"
         ) from error
     return value
+
+
+def turns_before(row: Mapping[str, Any], messages: Messages, place: str) -> Messages:
+    """Returns the turns from other fields of a row: the system's, and pairs of a question and an answer."""
+    before = []
+    system = next((row[name] for name in SYSTEM_FIELDS if row.get(name)), None)
+    if system is not None:
+        if messages and messages[0]["role"] in ("system", "developer"):
+            raise UserError(f"{place} has a field for the system's turn, and such a turn; remove one of them")
+        before.append({"role": "system", "content": system})
+    for exchange in row.get("history") or ():
+        if not isinstance(exchange, list) or len(exchange) != 2:
+            raise UserError(f"{place}: history must be a list of pairs of a question and an answer")
+        before += [{"role": "user", "content": exchange[0]}, {"role": "assistant", "content": exchange[1]}]
+    return read_turns(before, place).messages if before else []
+
+
+def instruction_of(row: Mapping[str, Any]) -> Any:
+    """Joins the instruction of an Alpaca row and the input, if it has one."""
+    if not row.get("input"):
+        return row["instruction"]
+    return f"{row['instruction']}\n{row['input']}"
 
 
 def _message(turn: dict[str, Any], place: str) -> dict[str, Any]:

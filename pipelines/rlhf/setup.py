@@ -32,8 +32,7 @@ from cluster.run.server_client import NotServedError, ask_server
 from cluster.run.versions import Versions
 from cluster.runtime.plan import Allocation, make_plan
 from pipelines.data.balance import Loss, require_enough
-from pipelines.data.chat_formats import PromptText
-from pipelines.data.rankings import all_prompts, prompt_losses, select_prompts
+from pipelines.data.prompts import PromptText, all_prompts, prompt_losses, select_prompts
 
 # Per run: a machine short of memory kills an actor more than once.
 REWARD_RESTARTS = 3

@@ -19,6 +19,7 @@ from cluster.run.folder import Manifest, RunFolder, fingerprint
 from cluster.run.layout import stages_of
 from cluster.run.server_client import ask_server
 from pipelines.data import rankings
+from pipelines.data.prompts import split_prompts
 from pipelines.stage_table import run_named_stage
 from serve.pages.story import TrainingRequest
 
@@ -130,7 +131,7 @@ def ranking_rows(
     Raises:
         UserError: a ranking names another prompt or other answers than there are.
     """
-    split = rankings.split_prompts([one["prompt"] for one in given], HELD_OUT_SHARE, recipe.seed)
+    split = split_prompts([one["prompt"] for one in given], HELD_OUT_SHARE, recipe.seed)
     rows = []
     with open_feedback(run.feedback_url) as database:
         for number, one in enumerate(given, start=1):

@@ -24,7 +24,7 @@ from pipelines.collect_rankings import (
 )
 from pipelines.data import rankings
 from pipelines.data.annotators import SyntheticAnnotator
-from pipelines.data.chat_formats import read_prompts
+from pipelines.data.prompts import read_prompts
 from tests.demo_recipe import DEMO_PROMPTS
 from tests.pipelines.collect.answers import (
     BY_LENGTH,

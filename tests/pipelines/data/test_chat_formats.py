@@ -15,7 +15,8 @@ from actors.model.chat import Chat
 from actors.model.tokenizer import REASONING
 from cluster.errors import UserError
 from cluster.recipe.collect import ChatSource
-from pipelines.data.chat_formats import first_conversations, read_conversations, read_prompts
+from pipelines.data.chat_formats import first_conversations, read_conversations
+from pipelines.data.prompts import read_prompts
 from pipelines.data.render_chats import fit
 from pipelines.data.turns import Messages
 from tests.demo_recipe import DEMO_CHATS, DEMO_PROMPTS

@@ -10,7 +10,8 @@ import pytest
 from cluster.errors import UserError
 from cluster.recipe.collect import ChatSource
 from pipelines.data import source_rows as source_rows_module
-from pipelines.data.chat_formats import conversation_of, prompt_of
+from pipelines.data.chat_formats import conversation_of
+from pipelines.data.prompts import prompt_of
 from pipelines.data.row_files import BadRow
 from pipelines.data.source_rows import check_first_rows, file_rows, source_rows, source_splits, split_rows
 

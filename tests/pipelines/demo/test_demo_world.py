@@ -9,7 +9,8 @@ import pytest
 from cluster.recipe.collect import ChatSource
 from cluster.recipe.loading import load_recipe
 from pipelines.data.annotators import rank
-from pipelines.data.chat_formats import read_conversations, read_prompts
+from pipelines.data.chat_formats import read_conversations
+from pipelines.data.prompts import read_prompts
 from pipelines.demo.annotator import behaves, grade, refuses
 from pipelines.demo.behaviors import AILMENTS, COMPLIANCES, REMEDIES
 from pipelines.demo.conversations import CAUTION_SHARE, DOUBT_SHARE, Answers, conversations
