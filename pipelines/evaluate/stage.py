@@ -34,9 +34,8 @@ from pipelines.evaluate.held_out import (
     sample_and_reward,
 )
 from pipelines.evaluate.perplexity import negative_log_likelihoods, perplexity, text_rows
-from pipelines.evaluate.report import MODELS, render
+from pipelines.evaluate.report import MODELS, print_report, render
 from pipelines.evaluate.stats import Proportion
-from pipelines.evaluate.tables import print_report
 from pipelines.evaluate.tasks.items import EvaluationTask
 from pipelines.evaluate.tasks.loading import load_tasks
 from pipelines.evaluate.tasks.measure import TaskAnswers, run_task

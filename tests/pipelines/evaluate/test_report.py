@@ -19,11 +19,10 @@ from pipelines.evaluate.exam import GradedAnswer, exam_changes, exam_figures
 from pipelines.evaluate.exam_runner import continues_right, cut_answer, graded_for_all, grading_failures
 from pipelines.evaluate.held_out import HELD_OUT, MEASURES
 from pipelines.evaluate.perplexity import perplexity
-from pipelines.evaluate.report import SHOWN_PER_KIND
+from pipelines.evaluate.report import SHOWN_PER_KIND, print_report
 from pipelines.evaluate.reward_probes import PROBES
 from pipelines.evaluate.stage import exam_rows, write_report
 from pipelines.evaluate.stats import paired_change, proportion
-from pipelines.evaluate.tables import print_report
 from tests.pipelines.evaluate.planted import EXAM, model
 
 HOSTILE = '</q><script>alert("x")</script><img src=x onerror=alert(1)>'
