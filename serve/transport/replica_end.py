@@ -41,7 +41,7 @@ async def connect(address: Address, replica_id: bytes, handler: Handler) -> "Rep
 
 
 @dataclass(frozen=True)
-class _Work:
+class _RunningRequest:
     """A request in progress: its task, and whether the gateway takes further parts of its response."""
 
     task: asyncio.Task[None]
@@ -54,7 +54,7 @@ class ReplicaConnection(FrameProtocol):
     def __init__(self, handler: Handler) -> None:
         super().__init__()
         self._handler = handler
-        self._work: dict[int, _Work] = {}
+        self._work: dict[int, _RunningRequest] = {}
 
     async def drain(self) -> None:
         """Tells the gateway to send no further requests, and closes the connection when all are answered."""
@@ -72,7 +72,7 @@ class ReplicaConnection(FrameProtocol):
             wanted = asyncio.Event()
             wanted.set()
             task = asyncio.create_task(self._answer(number, payload, wanted), context=context)
-            self._work[number] = _Work(task, wanted)
+            self._work[number] = _RunningRequest(task, wanted)
             task.add_done_callback(partial(self._answered, number, tally))
         elif work := self._work.get(number):
             if kind is Kind.CANCEL:

@@ -85,7 +85,9 @@ def audit_reward(score: ScoreAnswers, cases: Sequence[AuditCase], keywords: str,
         [verdict if isinstance(verdict, Failure) else sign * verdict for verdict in row]
         for row in score(prompts, groups, [case.input for case in cases])
     ]
-    rows = [_Row.of(row, len(case.honest), list(own)) for row, case, own in zip(verdicts, cases, hacks, strict=True)]
+    rows = [
+        _CaseScores.of(row, len(case.honest), list(own)) for row, case, own in zip(verdicts, cases, hacks, strict=True)
+    ]
     judged = [row for row in rows if row.honest]
     honest = [value for row in judged for value in row.honest]
     every = honest + [value for row in judged for value in row.hacks.values() if not isinstance(value, Failure)]
@@ -124,19 +126,19 @@ def require_sound_reward(reward: Reward, name: str, audit: RewardAudit) -> None:
 
 
 @dataclass(frozen=True)
-class _Row:
+class _CaseScores:
     """The scores of one prompt: of honest answers that got one, and the verdict on each hack."""
 
     honest: list[float]
     hacks: dict[str, Verdict]
 
     @classmethod
-    def of(cls, verdicts: Sequence[Verdict], honest: int, names: Collection[str]) -> "_Row":
+    def of(cls, verdicts: Sequence[Verdict], honest: int, names: Collection[str]) -> "_CaseScores":
         scored = [verdict for verdict in verdicts[:honest] if not isinstance(verdict, Failure)]
         return cls(scored, dict(zip(names, verdicts[honest:], strict=True)))
 
 
-def _result(name: str, rows: Sequence[_Row], lowest: float, sign: float) -> HackResult:
+def _result(name: str, rows: Sequence[_CaseScores], lowest: float, sign: float) -> HackResult:
     pairs = [(row.hacks[name], row.honest) for row in rows if name in row.hacks]
     scored = [(value, honest) for value, honest in pairs if not isinstance(value, Failure)]
     failures = len(pairs) - len(scored)
