@@ -51,7 +51,7 @@ def compare_policies(recipe: Recipe, run: RunFolder, live: Path) -> Verdict:
         for version, folder in enumerate((live, new), 1):
             fleet.load(version, parameters(causal_lm.load(folder)))
             if runner:
-                answers[str(folder)] = runner.answers(fleet, "policy")
+                answers[str(version)] = runner.answers(fleet, "policy")
             rewarded.append(
                 sample_and_reward(fleet, pools, rendered, sampling, at_once, recipe.rlhf.environment_weight)
             )

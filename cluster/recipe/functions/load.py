@@ -7,7 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 from cluster.errors import UserError
+from cluster.recipe.functions.deadline import call_within, failure_reason
 
+# The most seconds to import a module.
+IMPORT_SECONDS = 300.0
 # Modules that recipes of the version before may name, by their former names. Can go with the next version.
 MOVED = {"actors.checks": "actors.rewards.builtin"}
 
@@ -27,13 +30,13 @@ def load_function(name: str, what: str = "reward function") -> Callable[..., Any
         print(f"{what} {name} is now {MOVED[module]}:{function}: use this name in the recipe", file=sys.stderr)
         module = MOVED[module]
     try:
-        found = getattr(importlib.import_module(module), function)
+        found = getattr(call_within(IMPORT_SECONDS, importlib.import_module, module), function)
     except (ImportError, AttributeError) as error:
         how = "name it module:function, in a folder of PYTHONPATH"
         raise UserError(f"{what} {name}: {error}; {how}") from error
     # The module is the user's own, and may fail in any way.
     except Exception as error:
-        raise UserError(f"{what} {name}: importing {module} raised {type(error).__name__}: {error}") from error
+        raise UserError(f"{what} {name}: importing {module} {failure_reason(error)}") from error
     if not callable(found):
         raise UserError(f"{what} {name} is a {type(found).__name__}, not a function")
     return found

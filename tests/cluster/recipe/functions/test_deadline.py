@@ -4,10 +4,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
-from cluster.recipe.functions import LateError, call_within, failure_reason, items_within
+from cluster.errors import UserError
+from cluster.recipe.functions import LateError, call_within, failure_reason, items_within, load, load_function
 
 
 def _catches_all() -> None:
@@ -58,6 +60,14 @@ def test_every_item_of_a_source_has_the_deadline() -> None:
     with pytest.raises(LateError):
         found.extend(items_within(0.1, slow))
     assert list(items_within(5, lambda: [1, None])) == [1, None]
+
+
+def test_a_module_that_hangs_when_it_is_imported_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "hanging_module.py").write_text("import time\ntime.sleep(60)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(load, "IMPORT_SECONDS", 0.05)
+    with pytest.raises(UserError, match=r"^reward function hanging_module:f: importing .* took longer than 0.05 s$"):
+        load_function("hanging_module:f")
 
 
 def test_a_failure_is_one_line() -> None:
