@@ -202,7 +202,9 @@ async def test_limits_of_a_key(tmp_path: Path) -> None:
         assert (await client.post(ASK, json=prompt("a b c", max_tokens=3))).status_code == 200
         assert (await client.post(ASK, json=prompt("a b c d e", max_tokens=7, stream=True))).status_code == 200
         reply = await client.post(ASK, json=prompt("a", max_tokens=30))
-        assert (reply.status_code, reply.headers["retry-after"]) == (429, "14")
+        # 9 tokens are missing, at 40 a minute, less what came back while the two answers were written.
+        assert reply.status_code == 429
+        assert 10 <= int(reply.headers["retry-after"]) <= 14
         assert (await client.post(ASK, json=prompt("a", max_tokens=20))).status_code == 200
 
 
