@@ -58,40 +58,6 @@ def test_no_process_is_left_however_the_driver_ends(ending: signal.Signals, code
     assert _names(children) <= allowed
 
 
-# An actor that hangs while it exits, although Ray takes it for dead.
-HANGING = """
-import atexit, os, time, psutil, ray
-from cluster.recipe.model import Cluster
-from cluster.runtime.session import connect
-with connect(Cluster(cpus=1, gpus=0), object_store_gb=0.1):
-    @ray.remote
-    class Hanging:
-        def process(self):
-            atexit.register(time.sleep, 100)
-            return os.getpid()
-        def leave(self):
-            ray.actor.exit_actor()
-    actor = Hanging.remote()
-    process = psutil.Process(ray.get(actor.process.remote(), timeout=180))
-    actor.leave.remote()
-    try:
-        ray.get(actor.process.remote(), timeout=60)
-    except ray.exceptions.ActorDiedError:
-        print(process.is_running())
-# Where nothing reaps orphans, an ended process stays as a zombie.
-print(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
-"""
-
-
-@pytest.mark.slow
-def test_a_worker_that_hangs_while_it_exits_is_killed_with_the_session() -> None:
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    done = subprocess.run(
-        [sys.executable, "-c", HANGING], env=environment, capture_output=True, text=True, timeout=300, check=True
-    )
-    assert done.stdout.split() == ["True", "False"]
-
-
 @pytest.mark.parametrize("address", ["ray://127.0.0.1:1", "ray://no.such.host.invalid:10001"])
 def test_a_cluster_that_does_not_answer_is_named(address: str) -> None:
     script = f"""
@@ -147,25 +113,41 @@ def test_impossible_addresses_are_refused(host: str, port: int) -> None:
         require_free_port(host, port)
 
 
-LISTENING = """
-import json, os, stat
+# Says where a cluster listens and who may read its token. Then an actor hangs while it exits, which Ray takes for dead.
+CLUSTER = """
+import atexit, json, os, stat, time
 from pathlib import Path
 import psutil
 from cluster.recipe.model import Cluster
 from cluster.runtime.session import connect
-with connect(Cluster(cpus=1, gpus=0), object_store_gb=0.3):
+with connect(Cluster(cpus=1, gpus=0), object_store_gb=0.1):
     import ray
-    ray.get(ray.remote(lambda: 1).options(num_cpus=0.5).remote())
+    @ray.remote
+    class Hanging:
+        def process(self):
+            atexit.register(time.sleep, 100)
+            return os.getpid()
+        def leave(self):
+            ray.actor.exit_actor()
+    actor = Hanging.remote()
+    process = psutil.Process(ray.get(actor.process.remote(), timeout=180))
     own = {os.getpid(), *(child.pid for child in psutil.Process().children(recursive=True))}
     found = [one.laddr.ip for one in psutil.net_connections("inet") if one.status == "LISTEN" and one.pid in own]
     token = stat.S_IMODE((Path.home() / ".ray" / "auth_token").stat().st_mode)
-    print(json.dumps([found, token]))
+    actor.leave.remote()
+    try:
+        ray.get(actor.process.remote(), timeout=60)
+    except ray.exceptions.ActorDiedError:
+        hangs = process.is_running()
+# Where nothing reaps orphans, an ended process stays as a zombie.
+left = process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+print(json.dumps([found, token, hangs, left]))
 """
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("earlier", [None, 0o644])
-def test_a_local_cluster_listens_on_the_loopback_alone_and_only_its_owner_reads_the_token(
+def test_a_local_cluster_listens_on_the_loopback_hides_its_token_and_kills_workers_that_hang(
     tmp_path: Path, earlier: int | None
 ) -> None:
     token = tmp_path / ".ray" / "auth_token"
@@ -173,13 +155,15 @@ def test_a_local_cluster_listens_on_the_loopback_alone_and_only_its_owner_reads_
         token.parent.mkdir()
         token.write_text("a" * 64)
         token.chmod(earlier)
-    environment = {**os.environ, "HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
-    environment.pop("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", None)
+    hidden = {"RAY_ADDRESS", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"}
+    environment = {name: value for name, value in os.environ.items() if name not in hidden}
+    environment |= {"HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, "-c", LISTENING], env=environment, capture_output=True, text=True, timeout=120, check=True
+        [sys.executable, "-c", CLUSTER], env=environment, capture_output=True, text=True, timeout=300, check=True
     )
-    addresses, mode = json.loads(done.stdout.splitlines()[-1])
+    addresses, mode, hangs, left = json.loads(done.stdout.splitlines()[-1])
     assert len(addresses) > 4
     assert {address.removeprefix("::ffff:") for address in addresses} == {"127.0.0.1"}
     assert mode == 0o600
     assert len(token.read_text()) == 64
+    assert (hangs, left) == (True, False)
