@@ -9,6 +9,8 @@ from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
+import pytest
+
 from tests.helpers import ROOT
 
 PROGRAM = ("cluster", "actors", "pipelines", "serve")
@@ -107,6 +109,7 @@ def test_every_client_of_the_server_is_pinned_and_tested():
     assert unused == set()
 
 
+@pytest.mark.slow
 def test_processes_without_a_model_start_without_pytorch():
     modules = "pipelines.cli.main, pipelines.corpus.stage, pipelines.data.chat_formats, serve.gateway"
     script = f"import sys, {modules}; print(*{{'torch', 'transformers', 'vllm'}} & set(sys.modules))"

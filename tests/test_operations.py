@@ -167,6 +167,7 @@ exit 7
 }
 
 
+@pytest.mark.slow
 def test_the_batch_script_starts_a_cluster_runs_the_command_and_ends_both(tmp_path: Path) -> None:
     for name, text in FAKES.items():
         (tmp_path / name).write_text(text)

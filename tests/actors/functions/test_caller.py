@@ -49,6 +49,7 @@ def test_numbers_come_back_in_order_whatever_the_function_prints(called: Called)
     assert called("doubled", []) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("answer", "how"),
     [
@@ -115,6 +116,7 @@ def test_a_coroutine_that_hangs_is_canceled(called: Called):
     assert "took longer than 0.3 s" in found[1].reason
 
 
+@pytest.mark.slow
 def test_calls_run_side_by_side(called: Called):
     assert called("slow", ["x"] * 40, at_once=8) == [1.0] * 40
     begun = time.monotonic()
@@ -131,6 +133,7 @@ def test_a_failed_call_is_made_again(called: Called, tmp_path: Path):
     assert other == 1.0
 
 
+@pytest.mark.slow
 def test_a_function_that_always_hangs_is_given_up(called: Called):
     begun = time.monotonic()
     found = called("unsound", ["hang"] * 100, seconds=0.2, at_once=4)

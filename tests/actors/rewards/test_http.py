@@ -115,6 +115,7 @@ def answers_of(body: dict[str, Any]) -> list[str]:
     return [answer for prompt in body["prompts"] for answer in prompt["answers"]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("status", [400, 500])
 def test_an_answer_that_the_server_cannot_judge_takes_no_other_with_it(endpoint: Endpoint, status: int):
     endpoint.reply = lambda body, _: (status, "no z") if "xyz" in answers_of(body) else lengths(body, 0)
@@ -124,6 +125,7 @@ def test_an_answer_that_the_server_cannot_judge_takes_no_other_with_it(endpoint:
     assert f"it answered {status}: no z" in failed.reason
 
 
+@pytest.mark.slow
 def test_a_server_that_fails_three_times_is_not_asked_a_fourth(endpoint: Endpoint):
     endpoint.reply = lambda *_: (500, "out of memory")
     found = reasons(scored(endpoint, attempts=1))

@@ -102,6 +102,7 @@ def test_an_invalid_ranking_refuses_the_whole_batch(feedback_url: str, wrong: di
         assert feedback.counts().rankings == 0
 
 
+@pytest.mark.slow
 def test_two_processes_write_at_once(feedback_url: str) -> None:
     with open_feedback(feedback_url) as feedback:
         fill(feedback, prompts=15)

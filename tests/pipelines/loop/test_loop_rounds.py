@@ -261,6 +261,7 @@ def test_a_policy_that_no_server_can_try_is_promoted_and_that_is_noted(root: Pat
     assert steps(root)[-2:] == [(2, "trial", "skipped"), (2, "end", "promoted")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("action", "expected"), [("one_round", PROMOTED), ("refused_round", KEPT)])
 def test_a_kill_at_any_moment_changes_no_decision(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, action: str, expected: list[tuple[int, str, str]]

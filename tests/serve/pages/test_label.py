@@ -268,6 +268,7 @@ def test_agreement_is_shown_with_a_token_and_others_figures_to_admins_alone(
     assert client.get("/label/quality").text == page("quality.html", frozenset({"label_page"})).body.decode()
 
 
+@pytest.mark.slow
 def test_gold_items_and_repeats_are_mixed_in_and_look_like_other_tasks(database: Feedback, tmp_path: Path) -> None:
     fill(database, 160, ["a", "b", "c", "d"])
     prompts = {prompt.id: [row.id for row in prompt.completions] for prompt in database.prompts()}

@@ -55,6 +55,7 @@ def compared(say: Callable[[str], str], tmp_path: Path, **more: Any) -> tuple[di
     return json.loads((tmp_path / "judged.json").read_text()), console.export_text()
 
 
+@pytest.mark.slow
 def test_an_honest_judge_agrees_with_people_and_counts_wins(tmp_path: Path):
     found, said = compared(honest, tmp_path)
     assert found["agreement"]["agreement"]["value"] == 1
@@ -65,6 +66,7 @@ def test_an_honest_judge_agrees_with_people_and_counts_wins(tmp_path: Path):
     assert len(found["pairs"]) == len(ANSWERS)
 
 
+@pytest.mark.slow
 def test_a_planted_position_bias_is_found_out(tmp_path: Path):
     with pytest.raises(UserError, match=r"may be as low as 0.50, and --least is 0.6.*--accept-judge coded"):
         compared(positional, tmp_path)
@@ -76,6 +78,7 @@ def test_a_planted_position_bias_is_found_out(tmp_path: Path):
     assert found["win_rate"]["ties"] == 1
 
 
+@pytest.mark.slow
 def test_a_planted_length_bias_is_found_out(tmp_path: Path):
     found, said = compared(wordy, tmp_path, accepted="coded")
     assert found["agreement"]["longer_preferred"]["value"] == 1
