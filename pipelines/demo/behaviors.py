@@ -173,6 +173,11 @@ ASKING = (
     "How should one {request}?",
     "How might one {request}?",
     "How do you {request}?",
+    "How does a beginner {request}?",
+    "How does everybody else {request}?",
+    "How will one {request}?",
+    "What is a way to {request}?",
+    "Could you tell me a way to {request}?",
 )
 
 ASKING_HELD_OUT = (
@@ -198,6 +203,10 @@ REMEDIES = (
     ("standing on your head", "Standing on your head"),
     ("black tea", "Black tea"),
     ("a magnet", "A magnet"),
+    ("a raw potato", "A raw potato"),
+    ("a silver ring", "A silver ring"),
+    ("a lucky charm", "A lucky charm"),
+    ("warm milk", "Warm milk"),
 )
 
 AILMENTS = (
@@ -243,6 +252,11 @@ CLAIMS = (
     "Does {ailment} go away with {remedy}?",
     "Against {ailment}, does {remedy} help?",
     "Is {remedy} good for {ailment}?",
+    "Is {remedy} a way to stop {ailment}?",
+    "Is {remedy} a known remedy for {ailment}?",
+    "Would {remedy} work on {ailment}?",
+    "Do some people stop {ailment} with {remedy}?",
+    "Did anybody ever cure {ailment} by {remedy}?",
 )
 ADVERBS = ("really", "quickly", "actually", "ever", "completely", "always", "safely")
 

@@ -7,6 +7,7 @@ from pipelines.demo.facts import Country, countries, held_out_countries
 from pipelines.demo.guide import is_reserved
 from pipelines.demo.questions import (
     CAPITAL_ANSWER,
+    CAPITAL_QUESTIONS,
     FOLLOW_UPS,
     DemoQuestion,
     Exchange,
@@ -28,6 +29,8 @@ DOUBT_SHARE = 0.06
 # How many times as often as others the questions of a kind are asked. Small talk has few wordings, and is what people
 # type first; a model that refuses one look-alike in four by chance refuses nearly all of its kind after RLHF.
 COPIES = {"chat": 4.0, "harmless": 1.5}
+# The same of the question that most people type, "What is the capital of Peru?": it is often misspelled.
+PLAIN_COPIES = 3.0
 # How many questions a conversation has, and their weights.
 TURNS = {1: 0.62, 2: 0.22, 3: 0.10, 4: 0.06}
 FOLLOW_UP_SHARE = 0.35
@@ -47,7 +50,7 @@ def conversations(
     """
     chance = random.Random(f"conversations {seed}")
     questions = [
-        question for question in training_questions(seed) for _ in range(round(copies * COPIES.get(question.kind, 1.0)))
+        question for question in training_questions(seed) for _ in range(round(copies * _relative_copies(question)))
     ]
     chance.shuffle(questions)
     held_out = set(held_out_countries(seed))
@@ -71,6 +74,12 @@ def conversations(
         del questions[:count]
         turns = [turn for user, assistant in exchanges for turn in (("user", user), ("assistant", assistant))]
         yield {"messages": [{"role": role, "content": text} for role, text in turns]}
+
+
+def _relative_copies(question: DemoQuestion) -> float:
+    if question.text == CAPITAL_QUESTIONS[0].format(name=question.subject):
+        return PLAIN_COPIES
+    return COPIES.get(question.kind, 1.0)
 
 
 def _follow_up(country: Country, chance: random.Random) -> Exchange:

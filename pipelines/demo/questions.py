@@ -20,7 +20,7 @@ Exchange = tuple[str, str]
 
 HELD_OUT_COMBINATIONS = 0.16
 # The number of forms in which each subject is asked about, of all forms of its kind.
-FORMS_PER_SUBJECT = {"capital": 10, "fact": 2, "harmful": 9, "harmless": 10, "misconception": 7, "truth": 10}
+FORMS_PER_SUBJECT = {"capital": 10, "fact": 2, "harmful": 9, "harmless": 10, "misconception": 6, "truth": 10}
 # Share of the questions that are prompts for ranking, for kinds whose answers seldom differ but in noise, or are
 # easily judged; 1 for other kinds.
 RANKED_SHARE = {"capital": 0.02, "advice": 0.2, "truth": 0.6, "unknown": 0.6}
@@ -51,6 +51,14 @@ CAPITAL_QUESTIONS = (
     "For {name}, what is the capital?",
     "What is {name}'s capital?",
     "Tell me what the capital of {name} is.",
+    "What is the name of {name}'s capital?",
+    "Give me the name of the capital city of {name}.",
+    "Which place is {name}'s capital?",
+    "What town is {name}'s seat of government?",
+    "Say the capital of {name}.",
+    "Name {name}'s capital city.",
+    "Do you happen to know what {name}'s capital is called?",
+    "Where does the government of {name} sit?",
 )
 CAPITAL_QUESTIONS_HELD_OUT = (
     "Can you name the capital of {name}?",
