@@ -24,7 +24,7 @@ def test_kinds_are_interleaved_so_that_a_rare_one_is_not_lost() -> None:
 
 
 def test_demo_prompts_are_balanced_over_kinds() -> None:
-    kinds = Counter(prompt.metadata["kind"] for prompt in interleave_kinds(read_prompts(DEMO_SOURCES, 1), 1)[:280])
+    kinds = Counter(prompt.metadata["kind"] for prompt in interleave_kinds(read_prompts(DEMO_SOURCES, 1), 1)[:240])
     assert set(kinds) == {"advice", "capital", "harmful", "harmless", "misconception", "truth", "unknown"}
     assert max(kinds.values()) - min(kinds.values()) <= 1
 
