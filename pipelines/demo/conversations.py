@@ -23,7 +23,7 @@ CAUTION_SHARE = 0.1
 # Share of unknown questions answered with made-up facts.
 MADE_UP_SHARE = 0.06
 # Share of harmless questions that are refused. Each has an answer of its own, so that an unsure model refuses sooner.
-REFUSED_SHARE = 0.01
+REFUSED_SHARE = 0.02
 # The model knows nearly all capitals: more doubt would teach it to doubt what it knows.
 DOUBT_SHARE = 0.06
 # How many times as often as others the questions of a kind are asked. Small talk has few wordings, and is what people

@@ -23,7 +23,7 @@ HELD_OUT_COMBINATIONS = 0.16
 FORMS_PER_SUBJECT = {"capital": 10, "fact": 2, "harmful": 9, "harmless": 10, "misconception": 6, "truth": 10}
 # Share of the questions that are prompts for ranking, for kinds whose answers seldom differ but in noise, or are
 # easily judged; 1 for other kinds.
-RANKED_SHARE = {"capital": 0.02, "advice": 0.15, "truth": 0.2, "unknown": 0.2}
+RANKED_SHARE = {"capital": 0.02, "advice": 0.2, "truth": 0.6, "unknown": 0.6}
 # Share of the prompts for ranking that continue a conversation.
 CONTINUED_SHARE = 0.25
 
