@@ -41,7 +41,9 @@ def advice(learner_idle: float, rollout_idle: float, actors: int, max_staleness:
         return f"the rollout actors waited {rollout_idle:.0%} of the time: {needed} of {actors} would do"
     waited = f"the learner waited {learner_idle:.0%} of the time"
     if max_staleness == 0 and rollout_idle > WAITING_SHARE:
-        return f"{waited} and the rollout actors {rollout_idle:.0%}: rlhf.fleet.max_staleness=1 lets both work at once"
+        # On the same two cores, both at once took 84 s where one after the other took 72.
+        both = "rlhf.fleet.max_staleness=1 lets both work at once, which pays if they share no cores"
+        return f"{waited} and the rollout actors {rollout_idle:.0%}: {both}"
     return f"{waited}: add {needed - actors} rollout actors" if needed > actors else None
 
 

@@ -1,4 +1,4 @@
-"""The progress of the stage that a run works on, from the metrics that it has written so far."""
+"""The progress of the stage that a run works on, from the metrics that it has written so far, and its durations."""
 
 import math
 from collections.abc import Sequence
@@ -54,6 +54,13 @@ def progress_of(run: RunFolder) -> Progress | None:
 def is_number(value: object) -> bool:
     """Tells whether a value of a metric is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def duration(seconds: float) -> str:
+    """Formats seconds in seconds, minutes or hours."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def _seconds_a_step(times: Sequence[float]) -> float | None:

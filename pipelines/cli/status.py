@@ -12,7 +12,7 @@ from cluster.recipe.loading import load_recipe
 from cluster.recipe.recipe import Recipe
 from cluster.run.folder import RunFolder
 from cluster.run.layout import Stage, stages_of
-from cluster.run.progress import Progress, progress_of
+from cluster.run.progress import Progress, duration, progress_of
 from cluster.run.server_client import served_at
 from cluster.run.stages import stage_state
 
@@ -93,10 +93,3 @@ def _progress_text(now: Progress, at_work: bool = False) -> str:
     if at_work and now.left is not None:
         parts.append(f"{duration(now.left)} left")
     return ", ".join([*parts, *(f"{name} {value:.3g}" for name, value in now.figures.items())]) or "just begun"
-
-
-def duration(seconds: float) -> str:
-    """Formats seconds in seconds, minutes or hours."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -10,6 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from cluster.run.progress import duration
 from pipelines.evaluate.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Curve, Histogram
 from pipelines.evaluate.exam import Exam
 from pipelines.evaluate.held_out import HELD_OUT, MEASURES
@@ -54,8 +55,8 @@ def render(
         groups=[(title, note, _spread(_of_kind(answers, kind))) for kind, (title, note) in kinds],
         rewarded=_spread(sorted(_of_kind(answers, HELD_OUT), key=_gain)),
         timings=[(name, seconds, seconds / (longest or 1.0)) for name, seconds in report["timings"].items()],
-        total=_duration(sum(report["timings"].values())),
-        duration=_duration,
+        total=duration(sum(report["timings"].values())),
+        duration=duration,
         drawing={"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": RIGHT, "top": TOP, "bottom": BOTTOM},
     )
 
@@ -164,7 +165,3 @@ def _spread(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Picks `SHOWN_PER_KIND` rows, evenly spaced and with both ends, because neighboring rows are similar."""
     count = min(SHOWN_PER_KIND, len(rows))
     return [rows[round(index * (len(rows) - 1) / max(1, count - 1))] for index in range(count)]
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
