@@ -70,7 +70,19 @@ def dump_recipe(recipe: Recipe) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """A loader that reads 5e-5 as a number; YAML 1.1 reads it as text."""
+    """A loader that reads 5e-5 as a number, which YAML 1.1 reads as text, and refuses a key that stands twice in a
+    section, of which PyYAML would take the last alone."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen = set[str]()
+        for key, _ in node.value:
+            if key.value in seen:
+                words = f"the key {key.value} stands twice in one section"
+                raise yaml.composer.ComposerError(None, None, words, key.start_mark)
+            if isinstance(key, yaml.ScalarNode):
+                seen.add(key.value)
+        return node
 
 
 _Loader.add_implicit_resolver(

@@ -14,10 +14,12 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import xxhash
+from pydantic import TypeAdapter, ValidationError
 
 from cluster.errors import UserError
 from cluster.run.atomic import write_json, write_text
@@ -54,6 +56,11 @@ class Manifest:
     def made_from(self) -> dict[str, str]:
         """The fingerprints of the stages that it was made from, by their subfolders."""
         return {name: made for name, made in self.inputs.items() if name != JUDGEMENTS}
+
+
+@cache
+def _manifest_type() -> TypeAdapter[Manifest]:
+    return TypeAdapter(Manifest)
 
 
 def fingerprint(value: Any) -> str:
@@ -106,11 +113,16 @@ class RunFolder:
         """
         path = self.path(folder) / "manifest.json"
         try:
-            return Manifest(**json.loads(path.read_text(encoding="utf-8")))
+            return _manifest_type().validate_json(path.read_bytes())
         except FileNotFoundError:
             return None
-        except (ValueError, TypeError) as error:
-            raise UserError(f"{path} is damaged ({error}); remove {path.parent} to build it again") from error
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(map(str, first["loc"]))
+            reason = f"{where}: {first['msg']}" if where else first["msg"]
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+        raise UserError(f"{path} is damaged ({reason}); remove {path.parent} to build it again")
 
     def require(self, folder: str) -> Manifest:
         """Reads the manifest of a stage that another one needs, by its subfolder.

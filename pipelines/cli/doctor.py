@@ -123,8 +123,16 @@ def packages() -> list[tuple[str, str, str]]:
 
 def serving_problems(run: RunFolder) -> list[str]:
     """Lists damaged files of finished models, and unhealthy replicas if a server is running."""
-    models = [name for name in get_args(ModelName) if run.manifest(name) is not None]
+    models = [name for name in get_args(ModelName) if _has_finished(run, name)]
     return [*(problem for name in models for problem in _damaged(run, name)), *_replicas(run)]
+
+
+def _has_finished(run: RunFolder, name: str) -> bool:
+    try:
+        return run.manifest(name) is not None
+    except UserError:
+        # The table of stages names a damaged manifest.
+        return False
 
 
 def serving_hindrances(recipe: Recipe, run: RunFolder) -> list[str]:

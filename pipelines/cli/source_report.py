@@ -62,7 +62,7 @@ def print_sources(recipe: Recipe, console: Console, seconds: float = SECONDS) ->
         found = count_rows(rows, seconds)
         more = "" if found.whole else f" in the first {seconds:.0f} s"
         table.add_row(section, name, f"{found.rows:,}{more}", f"{found.bad:,}")
-        reasons += found.reasons
+        reasons += found.reasons or [f"{section}: {name} holds no rows"] * (found.rows == 0)
     if counted:
         console.print(table)
     sources: list[Source | ChatSource] = [*recipe.corpus.sources, *recipe.sft.sources, *recipe.collect.sources]

@@ -27,6 +27,13 @@ def test_a_dumped_recipe_loads_as_an_equal_recipe(recipe_path: Path, tmp_path: P
     assert load_recipe(tmp_path / "again.yaml") == recipe
 
 
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("model: {size: 5M}\nseed: 1\nmodel: {context: 64}\n")
+    with pytest.raises(UserError, match=r"the key model stands twice in one section.*line 3"):
+        load_recipe(path)
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

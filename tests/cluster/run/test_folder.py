@@ -1,5 +1,6 @@
 import errno
 import fcntl
+import json
 import os
 import re
 import signal
@@ -98,10 +99,29 @@ def test_a_run_folder_that_the_system_refuses_is_named(place: str) -> None:
         pass
 
 
-def test_a_damaged_manifest_is_named(tmp_path: Path) -> None:
+WHOLE = {"stage": "sft", "fingerprint": "f", "config": {}, "inputs": {}, "version": "1", "seconds": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('{"stage": "s', "Invalid JSON"),
+        ("[]", "Input should be"),
+        ("{}", "stage: Field required"),
+        (json.dumps(WHOLE | {"seconds": "abc"}), "seconds: Input should be a valid number"),
+        (json.dumps(WHOLE | {"inputs": [1]}), "inputs: Input should be an object"),
+    ],
+)
+def test_a_damaged_manifest_is_named(tmp_path: Path, text: str, reason: str) -> None:
     (tmp_path / "sft").mkdir()
-    (tmp_path / "sft" / "manifest.json").write_text('{"stage": "s')
-    with pytest.raises(UserError, match=r"manifest\.json is damaged"):
+    (tmp_path / "sft" / "manifest.json").write_text(text)
+    with pytest.raises(UserError, match=rf"manifest\.json is damaged \({reason}.*to build it again"):
+        RunFolder(tmp_path).manifest("sft")
+
+
+def test_a_manifest_that_is_a_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "sft" / "manifest.json").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"manifest\.json is damaged \(Is a directory"):
         RunFolder(tmp_path).manifest("sft")
 
 

@@ -33,6 +33,14 @@ def test_all_rows_are_counted_and_the_first_bad_ones_named(recipe_path: Path) ->
     assert "text.jsonl" in shown
 
 
+def test_a_file_without_rows_is_named(recipe_path: Path) -> None:
+    (recipe_path.parent / "empty.jsonl").write_text("")
+    recipe = load_recipe(recipe_path, [f"sft.sources=[{{path: {recipe_path.parent}/empty.jsonl}}]"])
+    console = Console(width=400, record=True, file=io.StringIO())
+    print_sources(recipe, console)
+    assert "empty.jsonl holds no rows" in console.export_text()
+
+
 def test_a_source_that_takes_too_long_is_counted_in_part() -> None:
     found = count_rows(("" for _ in count()), 0.02)
     assert found.rows > 0

@@ -54,3 +54,10 @@ def test_a_folder_without_a_recipe_is_refused_in_one_line(tmp_path: Path) -> Non
     done = triptych_here("status", tmp_path, cwd=tmp_path)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "it has no recipe.yaml" in done.stderr
+
+
+def test_a_damaged_manifest_is_a_problem_of_its_stage_alone(run: RunFolder) -> None:
+    (run.path("corpus") / "manifest.json").write_text('{"seconds": "abc"}')
+    done = triptych_here("doctor", "--runs", run.root.parent, cwd=run.root.parent)
+    assert "is damaged" in " ".join(done.stdout.split())
+    assert "does what is left" in done.stdout
