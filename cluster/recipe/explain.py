@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from cluster.recipe.base import FUNCTION_PATTERN, NAME_PATTERN, SIZE_PATTERN, SMALL_SIZE_PATTERN
+from cluster.recipe.known_keys import elsewhere
 from cluster.recipe.renamed import RENAMED
 
 # The form of a text that matches each pattern, in words.
@@ -115,7 +116,7 @@ def _is_named(own: Any, part: str | int) -> bool:
 def _explain(item: Any, place: _Place, is_choice: bool, recipe: type[BaseModel]) -> str:
     kind, given = item["type"], item["input"]
     if kind == "extra_forbidden":
-        return _unknown_key(place)
+        return _unknown_key(place, recipe)
     message = item["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
     if kind in ("missing", "value_error"):
@@ -143,10 +144,13 @@ def _keys(place: _Place) -> str:
     return f"with keys such as {', '.join(first[:_SHOWN_KEYS])}"
 
 
-def _unknown_key(place: _Place) -> str:
+def _unknown_key(place: _Place, recipe: type[BaseModel]) -> str:
     if place.name in RENAMED:
         return f"unknown key {place.name!r}: it is the old name of {RENAMED[place.name]!r}, which is set too"
     names = [name for section in place.sections for name in section.model_fields]
+    # A key of this very name in another section is meant sooner than one that is merely like it, in this section.
+    if found := elsewhere(place.name, recipe):
+        return f"unknown key {place.name!r}; did you mean {' or '.join(found)}?"
     near = difflib.get_close_matches(str(place.parts[-1]), names, n=1, cutoff=0.0)
     nearest = ".".join(str(part) for part in (*place.parts[:-1], *near))
     return f"unknown key {place.name!r}; the nearest known key is {nearest!r}"

@@ -2,20 +2,20 @@
 
 import json
 import textwrap
-from collections.abc import Iterator
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import BaseModel, TypeAdapter
 from pydantic.fields import FieldInfo
 
 from cluster.errors import UserError
+from cluster.recipe.known_keys import sections_in, suggestion
 from cluster.recipe.recipe import Recipe
 from cluster.recipe.training import TRAINING_SECTIONS, Training, inherited_fields
 
 WIDTH = 100
 INTRODUCTION = """\
-A recipe is one YAML file. It is validated whole before anything starts; an unknown key is an error that names the
-nearest known one. Every key has a default except those marked required; where the default is unset, the description
+A recipe is one YAML file. It is validated whole before anything starts; an unknown key is an error that names the known
+one that may be meant. Every key has a default except those marked required; where the default is unset, the description
 says what that means. A key of type section holds the keys listed under its heading below, and may be left out. Any key
 can be set on the command line by its dotted name, such as `triptych run my.yaml rlhf.kl.coefficient=0.05`. `triptych
 recipe` prints this page, and `triptych recipe rlhf.kl` a part of it.
@@ -35,7 +35,7 @@ def reference(place: str = "") -> str:
         Markdown.
 
     Raises:
-        UserError: the recipe has no such key.
+        UserError: the recipe has no such key; the message names the one that may be meant, or those there are.
     """
     if not place:
         parts = ["# The recipe", ""]
@@ -46,10 +46,13 @@ def reference(place: str = "") -> str:
     field: FieldInfo | None = None
     for depth, name in enumerate(names := place.split(".")):
         if model is None or name not in model.model_fields:
-            where, known = ".".join(names[:depth]) or "it", ", ".join(model.model_fields) if model else "no keys inside"
-            raise UserError(f"the recipe has no key {place}: {where} has {known}")
+            where = ".".join(names[:depth]) or "it"
+            if model is None:
+                raise UserError(f"the recipe has no key {place}: {where} has no keys inside")
+            meant = suggestion(place, Recipe) or f"{where} has {', '.join(model.model_fields)}"
+            raise UserError(f"the recipe has no key {place}: {meant}")
         field = model.model_fields[name]
-        model = next(_models(field.annotation), None)
+        model = next(sections_in(field.annotation), None)
     lines = _entry(place, field) if field else []
     return "\n".join([*lines, "", *_section(model, place, 2)] if model else lines).rstrip() + "\n"
 
@@ -66,7 +69,7 @@ def _section(model: type[BaseModel], place: str, level: int) -> list[str]:
             continue
         dotted = f"{place}.{name}" if place else name
         lines += _entry(dotted, field)
-        for inner in _models(field.annotation):
+        for inner in sections_in(field.annotation):
             heading = f"{'#' * level} {dotted}{_each(field.annotation)}"
             about = " ".join((inner.__doc__ or "").split())
             nested += ["", heading, "", *([_filled(about), ""] if about else [])]
@@ -123,14 +126,6 @@ def _words(schema: dict[str, Any], known: dict[str, Any]) -> str:
     bounds = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
     limits = [f"{sign} {schema[bound]:g}" for bound, sign in bounds.items() if bound in schema]
     return " ".join([name.get(schema.get("type", ""), "any"), ", ".join(limits)]).strip()
-
-
-def _models(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-        return
-    for part in get_args(annotation):
-        yield from _models(part)
 
 
 def _each(annotation: Any) -> str:

@@ -45,6 +45,8 @@ def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
         ),
         ("serve.adapters={models: {pth: x}}", "the nearest known key is 'serve.adapters.models.path'"),
         ("pretrian.epochs=3", "the nearest known key is 'pretrain'"),
+        ("rlhf.max_kl=3", "unknown key 'rlhf.max_kl'; did you mean rlhf.stop.max_kl?"),
+        ("stop={max_kl: 3}", "unknown key 'stop'; did you mean rlhf.stop?"),
         ("rlhf.steps=abc", "rlhf.steps: input should be a valid integer, not 'abc'"),
         ('rlhf.steps="20"', "valid integer"),
         ("rlhf.steps=2.5", "valid integer"),

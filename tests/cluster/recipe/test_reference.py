@@ -37,10 +37,23 @@ def test_a_section_or_key_is_printed_by_its_name():
     )
 
 
-@pytest.mark.parametrize("place", ["rlhf.kll", "nowhere", "seed.x"])
-def test_an_unknown_key_is_refused_with_the_known_ones(place: str):
-    with pytest.raises(UserError, match=f"no key {place}"):
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("rlhf.kll", "did you mean rlhf.kl?"),
+        ("max_kl", "did you mean rlhf.stop.max_kl?"),
+        ("rlhf.max_kl", "did you mean rlhf.stop.max_kl?"),
+        ("stop", "did you mean rlhf.stop?"),
+        ("maxkl", "did you mean rlhf.stop.max_kl?"),
+        ("temperature", "did you mean collect.temperature or rlhf.sampling.temperature?"),
+        ("nowhere", "it has name, seed, run"),
+        ("seed.x", "seed has no keys inside"),
+    ],
+)
+def test_an_unknown_key_is_refused_with_the_one_that_may_be_meant(place: str, message: str):
+    with pytest.raises(UserError) as found:
         reference(place)
+    assert str(found.value).startswith(f"the recipe has no key {place}: {message}")
 
 
 def test_training_is_shared_by_the_sections_that_train_and_overridden_by_them():
