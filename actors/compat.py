@@ -220,6 +220,22 @@ def repeat_heads(tensor: Tensor, times: int) -> Tensor:
     return repeat_kv(tensor, times)
 
 
+# transformers: mixtures of experts
+def load_balancing_loss(model: Any) -> Callable[..., Tensor] | None:
+    """Returns the function of (router logits, experts, experts of a token, mask) by which a kind of model balances its
+    experts; None of a kind that has none, or one with further arguments (Doge).
+
+    It stands in the module of each kind, undocumented. With another version, see whether
+    tests/actors/model/test_expert_balance.py passes.
+    """
+    import inspect
+    import sys
+
+    function: Callable[..., Tensor] | None
+    function = getattr(sys.modules[type(model).__module__], "load_balancing_loss_func", None)
+    return function if function and len(inspect.signature(function).parameters) == 4 else None
+
+
 # transformers: GGUF
 def forget_quantization(model: Any) -> None:
     """Removes the quantization settings of a model that was read from a GGUF file: with them transformers refuses to

@@ -159,14 +159,3 @@ def require_no_experts(config: Any, name: str | None) -> None:
 
 def _kind(config: Any, name: str | None) -> str:
     return f"{name}: a model of the kind {config.model_type}"
-
-
-def unused_auxiliary_loss(config: Any) -> str:
-    """Says that the loss which balances a mixture of experts is not trained on; empty where there is none.
-
-    It is no sum over tokens: with it, the loss of a batch would depend on how it is split into micro-batches.
-    """
-    weight = getattr(config, "router_aux_loss_coef", None)
-    if not weight or not any((getattr(config, attribute, None) or 0) > 1 for attribute in EXPERTS):
-        return ""
-    return f"the auxiliary loss that balances the experts (router_aux_loss_coef {weight}) is not trained on"

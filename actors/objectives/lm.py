@@ -10,7 +10,11 @@ import torch
 from torch import Tensor
 
 from actors.model.attention.packed import PAD_DOCUMENT_ID
-from actors.model.forward import next_token_loss
+from actors.model.expert_balance import balance_coefficient, is_balanced
+from actors.model.forward import next_token_and_auxiliary_loss, next_token_loss
+
+# The metric of a mixture of experts: its auxiliary loss, before it is multiplied by the model's coefficient.
+AUXILIARY_LOSS = "auxiliary_loss"
 
 
 @dataclass(frozen=True)
@@ -50,8 +54,20 @@ class LanguageObjective:
         return int(batch.loss_mask.sum())
 
     def loss(self, model: Any, batch: PackedBatch) -> tuple[Tensor, dict[str, float]]:
-        """Returns the summed loss in nats, and no further metrics."""
-        return next_token_loss(model, batch.input_ids, batch.loss_mask, batch.document_ids, self.compiled), {}
+        """Returns the summed loss in nats, and while a mixture of experts is trained, its auxiliary loss times the
+        targets.
+
+        The auxiliary loss is that of this forward pass. Its gradient, times the model's own coefficient, is a part of
+        the summed loss's; its value is not, so that losses of steps and of held-out rows are comparable.
+        """
+        inputs = (model, batch.input_ids, batch.loss_mask, batch.document_ids, self.compiled)
+        if not (model.training and is_balanced(model)):
+            return next_token_loss(*inputs), {}
+        loss, auxiliary = next_token_and_auxiliary_loss(*inputs)
+        # Both are summed over targets: a forward pass weighs as much in a step's auxiliary loss as in its loss.
+        summed = auxiliary * self.count(batch)
+        added = balance_coefficient(model.config) * summed
+        return loss + (added - added.detach()), {AUXILIARY_LOSS: float(summed.detach())}
 
 
 def _matrix(rows: pa.Table, name: str) -> Tensor:

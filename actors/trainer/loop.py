@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch.optim import Optimizer
 
 from actors.model import lora
+from actors.model.expert_balance import unused_auxiliary_loss
 from actors.model.microbatch import DataParallelRank, accumulate, sum_over_workers
 from actors.model.optim import AdamSettings, learning_rate_factor, make_optimizers
 from actors.model.perf import (
@@ -25,10 +26,9 @@ from actors.model.perf import (
     peak_memory_gb,
 )
 from actors.model.sharding.fsdp import WithLoss, full_tensor, shard
-from actors.model.start_checks import unused_auxiliary_loss
 from actors.objectives.dpo import PairObjective
 from actors.objectives.kto import KtoObjective
-from actors.objectives.lm import LanguageObjective
+from actors.objectives.lm import AUXILIARY_LOSS, LanguageObjective
 from actors.trainer.checkpoint import Checkpoints, export, load_training_state, training_state
 from actors.trainer.data import row_batches
 from actors.trainer.held_out import HeldOut, check_ids
@@ -103,14 +103,14 @@ def _train(
     precision = settings.precision or native_precision(device)
     worker = DataParallelRank(rank, world_size, settings.micro_batch_rows, precision, device)
     vocabulary = unwrapped_model.get_input_embeddings().num_embeddings
-    if rank == 0 and (unused := unused_auxiliary_loss(unwrapped_model.config)):
+    is_language = isinstance(objective, LanguageObjective)
+    if rank == 0 and (unused := unused_auxiliary_loss(unwrapped_model, is_language)):
         print(unused, flush=True)
     if settings.recompute_activations:
         unwrapped_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     compiled = settings.compile_layers
     if compiled is None:
-        language = isinstance(objective, LanguageObjective)
-        compiled = world_size == 1 and language and _compiling_pays(job, unwrapped_model, device)
+        compiled = world_size == 1 and is_language and _compiling_pays(job, unwrapped_model, device)
     if isinstance(objective, PairObjective | KtoObjective):
         objective.place(worker)
         if compiled and objective.reference.model is not None:
@@ -151,6 +151,8 @@ def _train(
         # Summed too, so that all workers query for notices at the same step.
         loss, metrics = sum_over_workers(loss, {**metrics, "since": time.monotonic() - queried_at}, worker)
         since = metrics.pop("since") / world_size
+        if AUXILIARY_LOSS in metrics:
+            metrics[AUXILIARY_LOSS] /= max(1, total)
         finite = math.isfinite(loss) and math.isfinite(norm)
         skipped = 0 if finite else skipped + 1
         if skipped > settings.skip_nonfinite_steps:
