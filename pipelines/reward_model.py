@@ -31,8 +31,7 @@ from cluster.run.folder import SCRATCH, RunFolder, fingerprint
 from cluster.run.stages import Result
 from cluster.run.weight_files import weights_fingerprint
 from cluster.runtime.plan import Plan, make_plan
-from pipelines.data.preference_rows import require_judgements
-from pipelines.data.rankings import judgement_weight, read_rankings, read_unpaired, sign_of
+from pipelines.data.rankings import judgement_weight, read_rankings, read_unpaired, require_judgements, sign_of
 from pipelines.evaluate.reward_probes import Row, Score, with_counterexamples
 from pipelines.evaluate.reward_trust import pair_accuracy, reward_model_report
 from pipelines.train import fit, training_job
@@ -100,9 +99,9 @@ def _train(
     unpaired: Sequence[dict[str, Any]] = (),
 ) -> Path:
     """Trains a reward model on rankings and unpaired answers, writes it to `out`, and returns `out`."""
-    rows = with_counterexamples(
-        rankings, recipe.reward.counterexamples, Chat.of(sft), recipe.model.context, recipe.seed
-    )
+    rows: Sequence[Row] = rankings
+    if kinds := recipe.reward.counterexamples:
+        rows = with_counterexamples(rankings, kinds, Chat.of(sft), recipe.model.context, recipe.seed)
     _write_shard([*rows, *unpaired], recipe.reward, out / "shards" / "train")
     job = training_job(recipe, recipe.reward, partial(_model, sft), out / "shards" / "train", held_out, out)
     fit(job, plan, "reward model")

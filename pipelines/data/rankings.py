@@ -171,6 +171,54 @@ def read_unpaired(path: Path, split: str) -> list[dict[str, Any]]:
     return [row for row in rows if row.get("good") is not None]
 
 
+def require_judgements(rankings: Path, split: str, settings: RewardModel | Dpo) -> None:
+    """Requires a judgement of a split to learn from, and for KTO, which compares prompts, judgements of two prompts.
+
+    Args:
+        rankings: the file rankings.parquet.
+        settings: the settings of the loss.
+
+    Raises:
+        UserError: there are fewer; the message says why each judgement of the file is none.
+    """
+    kto = isinstance(settings, Dpo) and settings.loss == "kto"
+    section, needed = "dpo" if isinstance(settings, Dpo) else "reward", 2 if kto else 1
+    found, prompts, others = Counter[str](), set[str](), 0
+    for row in parquet.read_table(rankings).to_pylist():
+        if row["split"] != split:
+            others += 1
+            continue
+        why = _of_no_use(row, settings, kto)
+        if not why and kto and row["prompt_id"] in prompts:
+            why = "of the same prompt"
+        if why:
+            found[why] += 1
+        else:
+            prompts.add(row["prompt_id"])
+        if len(prompts) >= needed or (not kto and not why):
+            return
+    remedies = {
+        "one answer without a pair": "train on single answers by dpo.loss=kto",
+        "weight 0": f"raise {section}.source_weights",
+        "all answers tied": "raise collect.temperature",
+        "identical answers": "raise collect.temperature",
+    }
+    losses = [Loss(why, count, remedies.get(why, "")) for why, count in found.items()]
+    purpose = "that say which answer is better" + ", of two prompts for loss kto" * kto
+    besides = [f"{others:,} of the other split"] if others else []
+    what = f"judgements of the {split} prompts"
+    require_enough(what, len(prompts), losses, needed, purpose, "collect more rankings", besides)
+
+
+def _of_no_use(row: Mapping[str, Any], settings: RewardModel | Dpo, single: bool) -> str | None:
+    """Says why nothing is learned from a judgement; None if something is."""
+    if row.get("good") is not None and not single:
+        return "one answer without a pair"
+    if row.get("good") is None and len(set(merged := merge_identical(row)["ranks"])) < 2:
+        return "identical answers" if len(merged) < 2 else "all answers tied"
+    return None if judgement_weight(row, settings) > 0 else "weight 0"
+
+
 def judgement_weight(row: Mapping[str, Any], settings: RewardModel | Dpo) -> float:
     """Returns the weight of a row of rankings.parquet in a loss: its annotator's times its source's, or its share of
     these where a judgement is several rows."""

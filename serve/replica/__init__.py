@@ -1,6 +1,6 @@
 """The processes that hold models, and the way of a request through one of them.
 
-- `replica`: the Ray Serve deployment; loads the models of one process and passes requests to them.
+- `replica`: the Ray Serve deployment; loads the models of one process and connects them to the gateways.
 - `request_bounds`: limits on the size of a request, checked before any part of it is parsed.
 - `vllm_engine`: a model in vLLM behind vLLM's own OpenAI serving classes. `async_llm` is vLLM's engine with a count of
   the tokens of each request, `engine_stats` keeps the engine's state for the metrics, and `tool_formats` finds the

@@ -1,11 +1,12 @@
-"""The replica: a process with one or several models, which answers the gateway's requests and control calls.
+"""The replica: a process with one or several models. It loads them, answers the gateway's control calls, and connects
+to the gateway; requests then go from the connection to the model that they name.
 
 Importing this file does not import vLLM.
 """
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,12 @@ from serve.compat.vllm_engine import CACHE_VARIABLE
 from serve.replica.autoscaling import REQUESTS
 from serve.replica.lora import LoraModel
 from serve.transport.gateway_end import Address, new_replica_id
-from serve.transport.messages import Endpoint, Part, PromotionResult, ReplicaStatus, ServedModel
+from serve.transport.messages import Endpoint, PromotionResult, ReplicaStatus, ServedModel
 from serve.transport.replica_end import ReplicaConnection, connect
 
 
 class ReplicaServer:
-    """Answers a gateway for the models of one process."""
+    """Answers the control calls of gateways for the models of one process, and connects the models to them."""
 
     def __init__(self, models: Mapping[str, ServedModel]) -> None:
         self._models, self._id = models, new_replica_id()
@@ -41,7 +42,7 @@ class ReplicaServer:
         async with self._connecting:
             self._connections = {known: one for known, one in self._connections.items() if not one.lost}
             if address not in self._connections:
-                self._connections[address] = await connect(address, self._id, self._answer)
+                self._connections[address] = await connect(address, self._id, self._models)
         models = self._models.items()
         return ReplicaStatus(
             {name: model.weights_version() for name, model in models},
@@ -52,9 +53,6 @@ class ReplicaServer:
     async def drain(self) -> None:
         """Accepts no further requests, and returns when the accepted ones are answered."""
         await asyncio.gather(*(connection.drain() for connection in self._connections.values()))
-
-    def _answer(self, model: str, endpoint: Endpoint, body: dict[str, Any]) -> AsyncGenerator[Part]:
-        return self._models[model].answer(endpoint, body)
 
     async def card(self, model: str) -> dict[str, Any]:
         """See `ServedModel`."""

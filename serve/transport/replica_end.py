@@ -3,30 +3,27 @@
 import asyncio
 import json
 import logging
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Mapping
 from contextlib import aclosing
 from contextvars import copy_context
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from serve.transport.frames import FrameProtocol, Kind, encode
 from serve.transport.gateway_end import Address
-from serve.transport.messages import TALLY, Endpoint, Part, Tally, Usage
+from serve.transport.messages import TALLY, ServedModel, Tally, Usage
 from serve.transport.tls import replica_context
 
 logger = logging.getLogger("ray.serve")
 
-Handler = Callable[[str, Endpoint, dict[str, Any]], AsyncGenerator[Part]]
 
-
-async def connect(address: Address, replica_id: bytes, handler: Handler) -> "ReplicaConnection":
+async def connect(address: Address, replica_id: bytes, models: Mapping[str, ServedModel]) -> "ReplicaConnection":
     """Connects a replica to a gateway, whose requests it answers from then on.
 
     Args:
         address: the gateway's address and the secret.
         replica_id: the replica's identifier.
-        handler: returns the parts of a model's response, the same as `serve.transport.messages.ServedModel.answer`.
+        models: the models that answer, by name.
 
     Raises:
         OSError: the gateway cannot be reached, or does not prove by TLS that it belongs to the cluster.
@@ -34,7 +31,7 @@ async def connect(address: Address, replica_id: bytes, handler: Handler) -> "Rep
     """
     loop = asyncio.get_running_loop()
     _, connection = await loop.create_connection(
-        partial(ReplicaConnection, handler), address.host, address.port, ssl=replica_context()
+        partial(ReplicaConnection, models), address.host, address.port, ssl=replica_context()
     )
     connection.transport.write(address.secret + replica_id)
     return connection
@@ -51,9 +48,9 @@ class _RunningRequest:
 class ReplicaConnection(FrameProtocol):
     """The replica's end of a connection."""
 
-    def __init__(self, handler: Handler) -> None:
+    def __init__(self, models: Mapping[str, ServedModel]) -> None:
         super().__init__()
-        self._handler = handler
+        self._models = models
         self._work: dict[int, _RunningRequest] = {}
 
     async def drain(self) -> None:
@@ -84,7 +81,7 @@ class ReplicaConnection(FrameProtocol):
 
     async def _answer(self, number: int, payload: bytes, wanted: asyncio.Event) -> None:
         model, endpoint, body = json.loads(payload)
-        async with aclosing(self._handler(model, endpoint, body)) as parts:
+        async with aclosing(self._models[model].answer(endpoint, body)) as parts:
             async for part in parts:
                 await wanted.wait()
                 await self.writable()

@@ -5,6 +5,8 @@ import socket
 import struct
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -30,14 +32,17 @@ PARTS = [ResponseStart("abc"), "data: é\n\n", "", "data: " + "x" * 300_000 + "\
 
 
 class Answers:
-    """A handler whose answer depends on the request."""
+    """Models whose answers depend on the request."""
 
     def __init__(self) -> None:
         self.asked: list[Any] = []
         self.left = asyncio.Event()
         self.made = 0
 
-    async def __call__(self, model: str, endpoint: Endpoint, body: dict[str, Any]) -> AsyncGenerator[Part]:
+    def models(self) -> Any:
+        return {name: SimpleNamespace(answer=partial(self._answer, name)) for name in "ab"}
+
+    async def _answer(self, model: str, endpoint: Endpoint, body: dict[str, Any]) -> AsyncGenerator[Part]:
         self.asked.append((model, endpoint, body))
         if endpoint == "score":
             yield CompleteResponse(400, body)
@@ -71,7 +76,7 @@ async def listening() -> tuple[ReplicaListener, Address, "asyncio.Queue[GatewayC
 async def connected() -> AsyncIterator[tuple[GatewayConnection, Answers, ReplicaConnection]]:
     listener, address, connections = await listening()
     answers, name = Answers(), new_replica_id()
-    replica = await connect(address, name, answers)
+    replica = await connect(address, name, answers.models())
     gateway = await asyncio.wait_for(connections.get(), 5)
     assert gateway.replica_id == name
     yield gateway, answers, replica
@@ -171,7 +176,7 @@ async def test_a_connection_without_the_secret_is_closed() -> None:
     # All replicas of a deployment have the same secret.
     names = [new_replica_id(), new_replica_id()]
     for name in names:
-        await connect(address, name, Answers())
+        await connect(address, name, Answers().models())
     assert [(await asyncio.wait_for(connections.get(), 5)).replica_id for _ in names] == names
     listener.close()
 
@@ -191,7 +196,7 @@ async def test_a_connection_without_a_greeting_is_closed_in_time_and_few_may_wai
                 assert await reader.read() == b""
     for _, writer in begun:
         writer.close()
-    await connect(address, new_replica_id(), Answers())
+    await connect(address, new_replica_id(), Answers().models())
     gateway = await asyncio.wait_for(connections.get(), 5)
     await asyncio.sleep(0.3)
     assert gateway.ready

@@ -5,6 +5,7 @@ import ssl
 from collections.abc import AsyncGenerator
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,8 +27,11 @@ def use(monkeypatch: pytest.MonkeyPatch, certificate: Path, key: Path) -> None:
     monkeypatch.setenv("RAY_USE_TLS", "1")
 
 
-async def echo(model: str, endpoint: Endpoint, body: dict[str, Any]) -> AsyncGenerator[Part]:
-    yield CompleteResponse(200, {"model": model, "endpoint": endpoint, **body})
+async def echo(endpoint: Endpoint, body: dict[str, Any]) -> AsyncGenerator[Part]:
+    yield CompleteResponse(200, {"endpoint": endpoint, **body})
+
+
+MODELS: Any = {"a": SimpleNamespace(answer=echo)}
 
 
 async def test_traffic_is_encrypted_and_clients_without_a_certificate_are_refused(
@@ -38,7 +42,7 @@ async def test_traffic_is_encrypted_and_clients_without_a_certificate_are_refuse
     listener, connections = ReplicaListener(), asyncio.Queue[GatewayConnection]()
     await listener.open("127.0.0.1")
     address = listener.address(connections.put_nowait)
-    await connect(address, new_replica_id(), echo)
+    await connect(address, new_replica_id(), MODELS)
     gateway = await asyncio.wait_for(connections.get(), 5)
     assert gateway.transport.get_extra_info("cipher")
     with gateway.request("a", "score", {"text": "x" * 300_000}) as parts:
@@ -48,7 +52,7 @@ async def test_traffic_is_encrypted_and_clients_without_a_certificate_are_refuse
     await plain(address)
     use(monkeypatch, *outsider)
     with pytest.raises((ssl.SSLError, ConnectionError)):
-        await connect(address, new_replica_id(), echo)
+        await connect(address, new_replica_id(), MODELS)
     assert connections.empty()
     listener.close()
 
