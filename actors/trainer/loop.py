@@ -147,7 +147,7 @@ def _train(
         learning_rate = _set_learning_rate(optimizers, settings, step, job.steps)
         loss, metrics = accumulate(model, objective, rows, total, worker, reduce_once=settings.reduce_once)
         lora.keep_other_rows(unwrapped_model)
-        norm = float(full_tensor(torch.nn.utils.clip_grad_norm_(model.parameters(), settings.maximum_gradient_norm)))
+        norm = float(full_tensor(torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_gradient_norm)))
         # Summed too, so that all workers query for notices at the same step.
         loss, metrics = sum_over_workers(loss, {**metrics, "since": time.monotonic() - queried_at}, worker)
         since = metrics.pop("since") / world_size
@@ -300,7 +300,7 @@ def _own_rows(
 
 def _set_learning_rate(optimizers: list[Optimizer], settings: Training, step: int, steps: int) -> float:
     factor = learning_rate_factor(
-        step, steps, settings.warmup_share, settings.decay_share, settings.schedule, settings.minimum_rate_share
+        step, steps, settings.warmup_share, settings.decay_share, settings.schedule, settings.min_rate_share
     )
     rate = settings.learning_rate * factor
     for group in (group for optimizer in optimizers for group in optimizer.param_groups):

@@ -13,7 +13,7 @@ Gate = Literal["agreement", "chance", "accuracy", "probes"]
 class Loop(Section):
     """`triptych loop`: judgements become the next policy, which takes over if it passes."""
 
-    minimum_new: Positive = Field(20, description="new or removed judgements to wait for before the next round is made")
+    min_new: Positive = Field(20, description="new or removed judgements to wait for before the next round is made")
     accept_gates: list[Gate] = Field(
         [], description="gates whose failure is noted and does not end the round; see infra/docs/loop.md"
     )

@@ -17,7 +17,16 @@ RENAMED = {
     "corpus.rules.gopher_quality.maximum_words": "corpus.rules.gopher_quality.max_words",
     "corpus.rules.gopher_quality.minimum_mean_word_length": "corpus.rules.gopher_quality.min_mean_word_length",
     "corpus.rules.gopher_quality.maximum_mean_word_length": "corpus.rules.gopher_quality.max_mean_word_length",
-    **{f"{section}.optimiser": f"{section}.optimizer" for section in ("pretrain", "sft", "reward", "dpo")},
+    **{
+        f"{section}.{old}": f"{section}.{new}"
+        for section in ("pretrain", "sft", "reward", "dpo")
+        for old, new in (
+            ("optimiser", "optimizer"),
+            ("minimum_rate_share", "min_rate_share"),
+            ("maximum_gradient_norm", "max_gradient_norm"),
+        )
+    },
+    "loop.minimum_new": "loop.min_new",
     "collect.labeller": "collect.annotator",
     "collect.minimum_rankings": "collect.min_rankings",
     "reward.labeller_weights": "reward.annotator_weights",

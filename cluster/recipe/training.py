@@ -49,7 +49,7 @@ class Training(Section):
     decay_share: Share = Field(
         0.3, description="for schedule wsd: share of the steps, at the end, over which the rate falls to 0"
     )
-    minimum_rate_share: Share = Field(0.0, description="share of the peak rate that the schedule falls to")
+    min_rate_share: Share = Field(0.0, description="share of the peak rate that the schedule falls to")
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.1, description="decoupled weight decay of the matrices")
     weight_decay_on: Decayed = Field(
         "matrices",
@@ -59,7 +59,7 @@ class Training(Section):
     adam_beta1: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="decay rate of AdamW's first moment")
     adam_beta2: Annotated[float, Field(ge=0, lt=1)] = Field(0.95, description="decay rate of AdamW's second moment")
     adam_epsilon: PositiveFloat = Field(1e-8, description="number added to the root of AdamW's second moment")
-    maximum_gradient_norm: PositiveFloat = Field(
+    max_gradient_norm: PositiveFloat = Field(
         1.0, description="norm that longer gradients are scaled down to; all weights together"
     )
     checkpoint_every: CheckpointEvery = 50

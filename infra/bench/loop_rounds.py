@@ -146,7 +146,7 @@ def measure(bench: Bench, url: str, number: int) -> None:
 def rounds(bench: Bench) -> None:
     """Serves the run with the loop beside it; the person judges for each round, and reversed labels make the last one
     bad."""
-    last, count = bench.given.rounds + 1, load_recipe(bench.recipe).loop.minimum_new
+    last, count = bench.given.rounds + 1, load_recipe(bench.recipe).loop.min_new
     if bench.ended(last + 1):
         return
     rule, port = RULES[bench.given.rule], free_port()

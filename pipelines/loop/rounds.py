@@ -112,7 +112,7 @@ def begin_round(run: RunFolder, settings: Loop) -> Decision | None:
         UserError: another command works on the run.
     """
     changes = judgement_changes(run, "preferences")
-    if changes.total < settings.minimum_new:
+    if changes.total < settings.min_new:
         return None
     with run.lock():
         return _begin(run, changes)

@@ -95,7 +95,7 @@ def waits_for(run: RunFolder, settings: Loop) -> str:
     step = next_step(run, settings)
     if step == "wait":
         total = judgement_changes(run, "preferences").total
-        return f"waiting for {settings.minimum_new} new judgements (loop.minimum_new): {total} there"
+        return f"waiting for {settings.min_new} new judgements (loop.min_new): {total} there"
     number = open_round(read_trail(run.root))["begin"].round
     if step == "approve":
         return f"round {number} waits for `triptych loop {run.root} approve` or `refuse`"

@@ -20,7 +20,7 @@ from infra.bench.rounds.world import Rule
 from infra.bench.scenarios.command import end_family
 
 JUDGED = 24
-WORDS = ("--rounds", "1", f"loop.minimum_new={JUDGED}")
+WORDS = ("--rounds", "1", f"loop.min_new={JUDGED}")
 LEFT_BEHIND = ("server.json", "lock", "loop.lock", "*.side")
 
 

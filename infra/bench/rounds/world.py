@@ -38,7 +38,7 @@ RECIPE: dict[str, Any] = {
     },
     "evaluate": {"prompts": 60},
     "loop": {
-        "minimum_new": 24,
+        "min_new": 24,
         "promote_if": "not worse",
         "canary_share": 0.3,
         "canary_thumbs": 6,

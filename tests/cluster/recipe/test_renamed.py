@@ -15,11 +15,12 @@ corpus:
   sources: [{kind: countries, near_duplicates: keep, licence: MIT}, {kind: randfacts, limit: 1200}]
   survivor: source
   maximum_bad_share: 0.5
-pretrain: {optimiser: muon}
+pretrain: {optimiser: muon, minimum_rate_share: 0.1, maximum_gradient_norm: 2.0}
 sft: {sources: [{kind: guide}], misbehaviour_share: 0.5}
 collect: {sources: [{kind: guide}], labeller: code, label_noise: 0.1, minimum_rankings: 7}
 reward: {labeller_weights: {ann: 2.0}}
 rlhf: {samples_per_prompt: 4, kl_coefficient: 0.1, kl_budget: 3, most_rollout_actors: 3, max_staleness: 1}
+loop: {minimum_new: 9}
 """
 NEW = {
     "name": "demo",
@@ -42,7 +43,7 @@ NEW = {
         "keep_policy": "source",
         "max_bad_share": 0.5,
     },
-    "pretrain": {"optimizer": "muon"},
+    "pretrain": {"optimizer": "muon", "min_rate_share": 0.1, "max_gradient_norm": 2.0},
     "sft": {
         "sources": [
             {
@@ -64,6 +65,7 @@ NEW = {
         "stop": {"max_kl": 3.0},
         "fleet": {"max_rollout_actors": 3, "max_staleness": 1},
     },
+    "loop": {"min_new": 9},
     "evaluate": {"exam": {"function": "pipelines.demo.exam:exam"}},
 }
 
@@ -75,7 +77,8 @@ def test_a_recipe_of_the_version_before_keeps_its_meaning(tmp_path: Path, capsys
     output = capsys.readouterr().err
     assert "rlhf.kl_budget is called rlhf.stop.max_kl now; the old name works in this version only" in output
     assert "collect.labeller is called collect.annotator now" in output
-    assert len(output.splitlines()) == 20
+    assert "loop.minimum_new is called loop.min_new now" in output
+    assert len(output.splitlines()) == 23
 
 
 def test_todays_names_are_left_unchanged() -> None:

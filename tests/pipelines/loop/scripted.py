@@ -15,7 +15,7 @@ from pipelines.loop.service import run_loop
 from tests.cluster.run.test_rounds import CHAIN, make
 
 MADE_FROM = {"preferences": (), "reward": ("preferences",), "policy": ("reward",), "report": ("reward", "policy")}
-SETTINGS = Loop(minimum_new=2)
+SETTINGS = Loop(min_new=2)
 
 
 def judge(root: Path, *people: str) -> None:

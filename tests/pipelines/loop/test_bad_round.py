@@ -38,7 +38,7 @@ sft: {{sources: [{{path: {folder}/chats.jsonl}}]}}
 collect: {{sources: [{{path: {folder}/chats.jsonl}}], annotator: imported}}
 reward: {{epochs: 4, batch_rows: 8, micro_batch_rows: 8, learning_rate: 2e-3, precision: float32}}
 rlhf: {{accept_probes: [longer, thanks, refusal, repetition, empty, unrelated]}}
-loop: {{minimum_new: 20}}
+loop: {{min_new: 20}}
 """
 
 

@@ -86,7 +86,7 @@ def test_a_round_that_passes_takes_over(root: Path, capsys: pytest.CaptureFixtur
     assert "round 2   begin    begun: 3 rankings are newer" in shown
     assert "round 2   end      promoted: the policy" in shown
     assert begin_round(RunFolder(root), SETTINGS) is None
-    assert "waiting for 2 new judgements (loop.minimum_new): 0 there" in describe_loop(RunFolder(root), SETTINGS)
+    assert "waiting for 2 new judgements (loop.min_new): 0 there" in describe_loop(RunFolder(root), SETTINGS)
 
 
 @pytest.mark.parametrize("stopped_by", ["gates", "compare"])
