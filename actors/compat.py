@@ -1,4 +1,4 @@
-"""Gathers the uses of vLLM, Ray, PEFT and transformers on this floor that go beyond their documented interfaces.
+"""Gathers the uses of vLLM, Ray, PEFT and transformers in this layer that go beyond their documented interfaces.
 
 Read this file first when one of their versions changes (they are pinned in `infra/requirements`): every entry says what
 to look at. Libraries that take long to import, and vLLM, which configures the process that imports it, are imported

@@ -1,9 +1,9 @@
-"""The lowest floor: the machines that work runs on, and the files and tables that it leaves. It knows no model.
+"""The lowest layer: the machines that work runs on, and the files and tables that it leaves. It knows no model.
 
 A command reads a recipe (`recipe`), plans the machine and connects to Ray (`runtime`), and runs stages in the run
-folder (`run`), which also holds the human feedback (`feedback`). Beside the rooms, `errors` has the failures that all
-floors raise, `keys` the API keys of a run, `trace` the timeline of RLHF that the run page draws, and `compat` all uses
-of undocumented parts of Ray.
+folder (`run`), which also holds the human feedback (`feedback`). Beside the packages, `errors` has the failures that
+all layers raise, `keys` the API keys of a run, `trace` the timeline of RLHF that the run page draws, and `compat` all
+uses of undocumented parts of Ray.
 """
 
 __version__ = "0.1.0"

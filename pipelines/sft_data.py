@@ -82,7 +82,7 @@ class _Preparation:
         self._quarantine(render, rendered, read)
         first = next((report["first_bad"] for report in rendered if report["bad"]), None)
         losses = [
-            Loss("cannot be used", total["bad"], f"mend what is wrong, first: {first}"),
+            Loss("cannot be used", total["bad"], f"fix what is wrong, first: {first}"),
             Loss("too long", total["too_long"], f"raise model.context (now {self.context} tokens)"),
         ]
         purpose = "one to train on and one to hold out"

@@ -43,7 +43,7 @@ from pipelines.evaluate.exam import load_exam
 from tests.helpers import ROOT
 from tests.markdown import EXAMPLE, PAGES, README, Block, Page, python_modules
 
-FLOORS = ("actors", "cluster", "infra", "pipelines", "serve", "tests")
+LAYERS = ("actors", "cluster", "infra", "pipelines", "serve", "tests")
 MINIMAL: dict[str, Any] = {
     "name": "my",
     "corpus": {"sources": [{"path": "text.txt"}]},
@@ -124,7 +124,7 @@ def parsed(words: list[str]) -> dict[str, Any]:
 @cache
 def names_of_the_code() -> set[str]:
     """Returns the words of the program, the tests and the benches that are written as class names are."""
-    files = (path for floor in FLOORS for path in (ROOT / floor).rglob("*.py"))
+    files = (path for layer in LAYERS for path in (ROOT / layer).rglob("*.py"))
     return {name for path in files for name in re.findall(r"\b(?:[A-Z][a-z]+){2,}\b", path.read_text())}
 
 
@@ -310,9 +310,9 @@ def test_names_in_backticks_exist(page: Page) -> None:
         elif re.fullmatch(r"[a-z_]+(\.[a-z_*]+)+", word) and word.split(".")[0] in sections and not _is_file(word):
             known = is_key(word) or (page.path.name == "glossary.md" and word in old)
             assert known, f"{page.name}: the recipe has no key {word}"
-        elif re.fullmatch(rf"({'|'.join(FLOORS)})(/[\w.]+)+/?", text):
+        elif re.fullmatch(rf"({'|'.join(LAYERS)})(/[\w.]+)+/?", text):
             assert (ROOT / text).exists(), f"{page.name}: {text}"
-        elif re.fullmatch(rf"({'|'.join(FLOORS)})(\.\w+)+", word):
+        elif re.fullmatch(rf"({'|'.join(LAYERS)})(\.\w+)+", word):
             assert pkgutil.resolve_name(word), f"{page.name}: {text}"
         elif re.fullmatch(r"([A-Z][a-z]+){2,}", text):
             assert text in names_of_the_code(), f"{page.name}: nothing is called {text}"

@@ -147,8 +147,8 @@ def export_file(
         print(f"{found.rows} rows in {path}")
         if found.votes:
             print(f"{found.votes} votes of the compare page are not among them: export votes for these")
-        if found.mended:
-            print(f"{found.mended} rows held characters or numbers that JSON cannot: written as \ufffd or null")
+        if found.repaired:
+            print(f"{found.repaired} rows held characters or numbers that JSON cannot: written as \ufffd or null")
 
 
 @exchange.command("delete")

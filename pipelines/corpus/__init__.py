@@ -1,6 +1,6 @@
 """Corpus stage: turns files, web captures and other sources into packed rows of token ids for pre-training.
 
-A document passes five rooms in this order, each of which imports only from the rooms before it:
+A document passes five packages in this order, each of which imports only from the packages before it:
 
 read    source files -> records -> text
 clean   text -> normalized text without personal data

@@ -71,7 +71,7 @@ def require_documents(corpus: Corpus, prepared: Sequence[Report], dropped: Dropp
 
 def _losses(corpus: Corpus, prepared: Sequence[Report], dropped: Dropped | None) -> Iterator[Loss]:
     first = next((reason for report in prepared for reason in report["first_bad"].values()), None)
-    yield Loss("cannot be read", sum(report["bad"] for report in prepared), f"mend what is wrong, first: {first}")
+    yield Loss("cannot be read", sum(report["bad"] for report in prepared), f"fix what is wrong, first: {first}")
     by_rule, rules = add_counts(prepared, "dropped"), {rule.reason: rule for rule in recipe_bounds(corpus)}
     for reason, count in by_rule.items():
         yield Loss(f"rule {reason}", count, rules[reason].remedy)

@@ -1,6 +1,6 @@
 """First phase: reads, cleans, measures and filters the documents of one input split, and writes those that pass.
 
-It runs the rooms `read`, `clean` and `filter` in this order, a batch at a time, in one task per split.
+It runs the packages `read`, `clean` and `filter` in this order, a batch at a time, in one task per split.
 """
 
 import json

@@ -41,8 +41,8 @@ class TextReader:
 
     def losses(self) -> list[Loss]:
         """Lists the documents that gave no text so far, for `balance`."""
-        mend = f"mend what is wrong, first: {self.bad[0].reason}" if self.bad else ""
+        fix = f"fix what is wrong, first: {self.bad[0].reason}" if self.bad else ""
         return [
-            Loss("cannot be read", len(self.bad), mend),
+            Loss("cannot be read", len(self.bad), fix),
             Loss("empty", self.empty),
         ]

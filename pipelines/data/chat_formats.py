@@ -151,7 +151,7 @@ def conversation_of(row: Row, place: str) -> tuple[Conversation, str, set[str], 
     for number, turn in enumerate(turns.messages):
         if turn["role"] == "assistant" and number not in turns.untrained and not _says_something(turn):
             raise UserError(
-                f"{place}: an answer is empty, which would teach the model to say nothing; mend or remove it"
+                f"{place}: an answer is empty, which would teach the model to say nothing; fix or remove it"
             )
     return Conversation(turns.messages, place, tools, turns.untrained), layout, fields, turns.ignored
 

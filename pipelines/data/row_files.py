@@ -211,9 +211,9 @@ def _table_rows(path: str, delimiters: str) -> Iterator[tuple[Row | BadRow, str]
                 if "unexpected end" in str(error):
                     # The rest of the file is within the mark: how many rows it has, nobody can tell.
                     where = f"{path} line {before + 1}"
-                    raise UserError(f"{where}: a quotation mark of this row is never closed; mend the row") from error
+                    raise UserError(f"{where}: a quotation mark of this row is never closed; fix the row") from error
                 place = f"{path} line {table.line_num}"
-                yield bad_row(place, f"{place} is not valid CSV ({error}); mend the row", ""), place
+                yield bad_row(place, f"{place} is not valid CSV ({error}); fix the row", ""), place
                 continue
             if fields is None:
                 return
@@ -235,7 +235,7 @@ def _table_row(names: list[str], fields: list[str], place: str) -> Row | BadRow:
         reason = f"{place} has {len(fields):,} fields and the first line {len(names):,}; put texts in quotation marks"
         return bad_row(place, reason, fields)
     if any("\udc80" <= character <= "\udcff" for field in fields for character in field if character > "\x7f"):
-        return bad_row(place, f"{place} is not UTF-8; mend or remove the row", fields)
+        return bad_row(place, f"{place} is not UTF-8; fix or remove the row", fields)
     return dict(zip(names, fields, strict=True))
 
 
@@ -259,15 +259,15 @@ def _json_line(line: bytes, place: str) -> Row | BadRow:
     try:
         return _object(json.loads(line.decode("utf-8-sig")), place)
     except UnicodeDecodeError as error:
-        reason = f"{place} is not UTF-8 at byte {error.start}; mend or remove the line"
+        reason = f"{place} is not UTF-8 at byte {error.start}; fix or remove the line"
     except ValueError as error:
-        reason = f"{place} is not valid JSON ({error}); mend or remove the line"
+        reason = f"{place} is not valid JSON ({error}); fix or remove the line"
     except RecursionError:
-        reason = f"{place} is nested too deeply; mend or remove the line"
+        reason = f"{place} is nested too deeply; fix or remove the line"
     return bad_row(place, reason, line.decode("utf-8", "backslashreplace"))
 
 
 def _object(row: Any, place: str) -> Row | BadRow:
     if isinstance(row, dict):
         return row
-    return bad_row(place, f"{place} is not a JSON object; mend or remove it", row)
+    return bad_row(place, f"{place} is not a JSON object; fix or remove it", row)

@@ -94,7 +94,7 @@ def require_text(value: Any, place: str) -> str:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
         raise UserError(
-            f"{place}: a text has half of a surrogate pair ({value[error.start]!a}), which is no character; mend or "
+            f"{place}: a text has half of a surrogate pair ({value[error.start]!a}), which is no character; fix or "
             "remove it"
         ) from error
     return value

@@ -174,7 +174,7 @@ def exam_figures(exam: Exam, answers: Sequence[GradedAnswer]) -> dict[str, Propo
         whole = [answer for answer in answers if figure.of(answer.question)]
         if not whole:
             raise StageError(
-                f"evaluate.exam: the grader failed on every question of the figure {figure.name}: mend it, or leave "
+                f"evaluate.exam: the grader failed on every question of the figure {figure.name}: fix it, or leave "
                 "the figure out"
             )
         figures[figure.name] = proportion(sum(map(figure.counts, whole)), len(whole))

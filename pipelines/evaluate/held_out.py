@@ -98,7 +98,7 @@ def paired_changes(before: RewardedAnswers, after: RewardedAnswers) -> dict[str,
             Loss("no reward before training", first),
             Loss("none after it", len(before.groups) - first),
         ]
-        remedy = f"mend rlhf.rewards, which failed last with: {failures[-1].reason}"
+        remedy = f"fix rlhf.rewards, which failed last with: {failures[-1].reason}"
         raise StageError(balance("held-out prompts", 0, losses, "and 1 needed, with rewards of both models", remedy))
     return {
         measure.name: paired_change(*([_mean(measure, side) for side in sides] for sides in zip(*pairs, strict=True)))

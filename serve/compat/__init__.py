@@ -1,4 +1,4 @@
-"""The uses of vLLM (`vllm_engine`, `vllm_openai`) and Ray Serve (`ray_serve`) on this floor that are private, or that
+"""The uses of vLLM (`vllm_engine`, `vllm_openai`) and Ray Serve (`ray_serve`) in this layer that are private, or that
 change between versions of the two.
 
 Written for vLLM 0.32 and Ray 2.60. After an upgrade, check these files from top to bottom: each function says what to

@@ -1,4 +1,4 @@
-"""One real server for all tests of the floor: two tiny models of a run behind Ray Serve."""
+"""One real server for all tests of this layer: two tiny models of a run behind Ray Serve."""
 
 import socket
 from collections.abc import Iterator

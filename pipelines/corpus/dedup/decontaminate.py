@@ -183,9 +183,7 @@ def read_items(file: Path) -> Iterator[tuple[str, list[str]]]:
             name = record.get("id", place) if isinstance(record, dict) else place
             yield f"{file.name}:{name}", list(_texts(record))
     except (OSError, ValueError, csv.Error, pa.ArrowException) as error:
-        raise UserError(
-            f"corpus.decontaminate: cannot read {file}: {error}; mend it or take it off the list"
-        ) from error
+        raise UserError(f"corpus.decontaminate: cannot read {file}: {error}; fix it or take it off the list") from error
 
 
 def _records(file: Path) -> Iterator[Any]:

@@ -191,5 +191,5 @@ def _evaluation_files(given: Decontaminate) -> tuple[Path, ...]:
     files = tuple(Path(name).absolute() for names in named for name in names)
     missing = next((file for file in files if not file.is_file()), None)
     if missing:
-        raise UserError(f"corpus.decontaminate: there is no file {missing}; mend the path")
+        raise UserError(f"corpus.decontaminate: there is no file {missing}; fix the path")
     return files

@@ -121,7 +121,7 @@ def read_bad_words(rules: Rules | None) -> tuple[str, ...]:
     try:
         lines = Path(file).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"corpus.rules.c4.bad_words: cannot read {file}: {first_line(error)}; mend the path") from error
+        raise UserError(f"corpus.rules.c4.bad_words: cannot read {file}: {first_line(error)}; fix the path") from error
     words = tuple(dict.fromkeys(word for line in lines if (word := line.strip().lower())))
     if not words:
         raise UserError(f"corpus.rules.c4.bad_words: {file} is empty; give a word a line, or leave the key out")

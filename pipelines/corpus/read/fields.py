@@ -16,7 +16,7 @@ def text_of(row: Any, field: str, encoding: str = "utf-8") -> str:
         FieldError: there is no such field, or something else in it.
     """
     if not isinstance(row, dict):
-        raise FieldError(f' is not an object such as {{"{field}": "..."}}; mend or remove the line')
+        raise FieldError(f' is not an object such as {{"{field}": "..."}}; fix or remove the line')
     value = row.get(field)
     if isinstance(value, str):
         return value
@@ -24,7 +24,7 @@ def text_of(row: Any, field: str, encoding: str = "utf-8") -> str:
         value = _at(row, field.split("."))
         if value is None:
             fields = ", ".join(map(str, list(row)[:8])) or "nothing"
-            raise FieldError(f" has no {field!r}, only {fields}; set text_field of this source or mend the line")
+            raise FieldError(f" has no {field!r}, only {fields}; set text_field of this source or fix the line")
     pieces = value if isinstance(value, list) else [value]
     return "\n".join([_string(piece, field, encoding) for piece in pieces])
 
@@ -43,7 +43,7 @@ def _string(value: Any, field: str, encoding: str) -> str:
         try:
             return value.decode(encoding)
         except UnicodeDecodeError as error:
-            raise FieldError(f": {field!r} is not {encoding} at byte {error.start}; mend or remove it") from error
+            raise FieldError(f": {field!r} is not {encoding} at byte {error.start}; fix or remove it") from error
     if not isinstance(value, str):
-        raise FieldError(f": {field!r} is {type(value).__name__}, not text; mend or remove it")
+        raise FieldError(f": {field!r} is {type(value).__name__}, not text; fix or remove it")
     return value

@@ -45,7 +45,7 @@ def files_of_split(folder: str, files: Sequence[StoredFile], split: str | None, 
         found = _by_name(folder, found, split) if split else found
     if not found:
         what = " of ".join([f"split {split!r}"] * bool(split) + [f"subset {subset!r}"] * bool(subset))
-        raise UserError(f"{shown_name(folder)} has no files for {what}; mend split and subset of this corpus source")
+        raise UserError(f"{shown_name(folder)} has no files for {what}; fix split and subset of this corpus source")
     return found
 
 

@@ -112,13 +112,13 @@ def _parse(
             return content.rstrip("\r\n")
         return text_of(json.loads(content), text_field)
     except json.JSONDecodeError as error:
-        return bad(f" is not valid JSON: {error.msg}; mend or remove the line")
+        return bad(f" is not valid JSON: {error.msg}; fix or remove the line")
     except UnicodeDecodeError as error:
-        return bad(f" is not {encoding.upper()} at byte {error.start}; mend or remove the line")
+        return bad(f" is not {encoding.upper()} at byte {error.start}; fix or remove the line")
     except RecursionError:
-        return bad(" is nested too deeply; mend or remove the line")
+        return bad(" is nested too deeply; fix or remove the line")
     except FieldError as error:
         return bad(str(error))
     except ValueError:
         # Python converts no number of more than 4,300 digits, since the time grows with their square.
-        return bad(" has a number of too many digits; mend or remove the line")
+        return bad(" has a number of too many digits; fix or remove the line")

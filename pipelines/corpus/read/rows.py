@@ -65,7 +65,7 @@ def read_csv(
                 try:
                     row = next(rows, None)
                 except csv.Error as error:
-                    yield number, BadRecord(name, number, f"{name} row {number + 1} is no CSV: {error}; mend the row")
+                    yield number, BadRecord(name, number, f"{name} row {number + 1} is no CSV: {error}; fix the row")
                 else:
                     if row is None:
                         return
@@ -95,7 +95,7 @@ def _text(name: str, number: int, row: object, text_field: str) -> Item:
     except FieldError as error:
         return BadRecord(name, number, f"{name} row {number + 1}{error}")
     if not text.isascii() and any("\udc80" <= character <= "\udcff" for character in text):
-        return BadRecord(name, number, f"{name} row {number + 1} has bytes that its encoding lacks; mend the row")
+        return BadRecord(name, number, f"{name} row {number + 1} has bytes that its encoding lacks; fix the row")
     return text
 
 

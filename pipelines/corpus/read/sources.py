@@ -166,7 +166,7 @@ def read_split(split: InputSplit) -> Iterator[Document | BadRecord | Skipped]:
 def _surrogate(split: InputSplit, place: str, error: UnicodeEncodeError) -> BadRecord:
     """Refuses half of a surrogate pair, which JSON and Python can spell and UTF-8 cannot."""
     file, _, offset = place.rpartition(":")
-    half = f"has half of a surrogate pair ({error.object[error.start]!a}), which is no character; mend or remove it"
+    half = f"has half of a surrogate pair ({error.object[error.start]!a}), which is no character; fix or remove it"
     beginning = error.object[error.start : error.start + 100].encode("utf-8", "backslashreplace").decode()
     where = f"{split.source}:{place}"
     return BadRecord(file or split.source, int(offset) if offset.isdigit() else 0, f"{where} {half}", beginning)
@@ -241,7 +241,7 @@ def _files_of(source: Source) -> tuple[list[StoredFile], list[str]]:
     if matching and not found:
         raise UserError(f"cannot read {shown_name(matching[0].name)} as text: a corpus source takes {suffixes} files")
     if not found:
-        raise UserError(f"no {suffixes} file matches {shown_name(source.path)}; mend the path of this corpus source")
+        raise UserError(f"no {suffixes} file matches {shown_name(source.path)}; fix the path of this corpus source")
     if source.split or source.subset:
         return files_of_split(glob_root(source.path), found, source.split, source.subset), []
     skipped = [file for file in matching if file not in found]

@@ -48,12 +48,12 @@ class ExportedFeedback:
     Attributes:
         rows: how many rows were written.
         votes: judgements of the compare page that preference formats leave out; `VOTES` writes them.
-        mended: rows in which a character or number that JSON cannot hold was replaced, by U+FFFD or null.
+        repaired: rows in which a character or number that JSON cannot hold was replaced, by U+FFFD or null.
     """
 
     rows: int
     votes: int = 0
-    mended: int = 0
+    repaired: int = 0
 
 
 def import_file(
@@ -105,7 +105,7 @@ def import_file(
     place = quarantine_file or path.with_name(f"{path.name}.rejected.jsonl")
     quarantine(bad, total, max_bad_share, place, str(path), "--max-bad")
     losses = [
-        Loss("cannot be used", len(bad), f"mend what is wrong, first: {bad[0].reason}" if bad else ""),
+        Loss("cannot be used", len(bad), f"fix what is wrong, first: {bad[0].reason}" if bad else ""),
         Loss("without ranked answers", total - len(bad) if not items else 0),
     ]
     require_enough(f"rows of {path}", len(items), losses, 1, "with ranked answers", "import another file")
@@ -174,8 +174,8 @@ def export_file(database: Feedback, kind: str, path: Path, name: str | None = No
     else:
         write_text(path, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in written))
     left_out = sum(map(len, votes.values())) if kind in FORMATS and name is None else 0
-    mended = sum(before != after for before, after in zip(exported, written, strict=True))
-    return ExportedFeedback(len(exported), left_out, mended)
+    repaired = sum(before != after for before, after in zip(exported, written, strict=True))
+    return ExportedFeedback(len(exported), left_out, repaired)
 
 
 def exportable(database: Feedback) -> dict[str, int]:

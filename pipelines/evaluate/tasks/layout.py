@@ -108,7 +108,7 @@ class Layout:
         items = [item for row in rows for item in row]
         unused = sum(not row for row in rows)
         losses = [
-            Loss("cannot be used", len(bad), f"mend what is wrong, first: {bad[0]}" if bad else ""),
+            Loss("cannot be used", len(bad), f"fix what is wrong, first: {bad[0]}" if bad else ""),
             Loss("left out", unused, f"use others, since these are left out: {measure.left_out}"),
         ]
         limit = "" if settings.limit is None else f" or raise its limit (now {settings.limit})"

@@ -89,7 +89,7 @@ def test_a_row_of_a_table_that_cannot_be_read_is_named_by_its_line(tmp_path: Pat
     ]
     assert bad[0] == f"{path} line 3 has 3 fields and the first line 2; put texts in quotation marks"
     assert bad[1].startswith(f"{path} line 5 is not valid CSV")
-    assert bad[2] == f"{path} line 6 is not UTF-8; mend or remove the row"
+    assert bad[2] == f"{path} line 6 is not UTF-8; fix or remove the row"
     path.write_text('prompt,response\na,b\nc,"d\ne,f\ng,h\n')
     with pytest.raises(UserError, match="line 3: a quotation mark of this row is never closed"):
         list(file_rows(str(path)))

@@ -238,7 +238,7 @@ def test_c4_drops_documents_with_the_words_of_a_list(tmp_path: Path) -> None:
     _, signals = measure(texts, rules, listed)
     bad = "c4: bad words"
     assert reasons_to_drop(signals, bounds(rules, 1)) == [None, bad, bad, bad]
-    with pytest.raises(UserError, match=r"cannot read .*none\.txt.*mend the path"):
+    with pytest.raises(UserError, match=r"cannot read .*none\.txt.*fix the path"):
         read_bad_words(Rules(c4=C4(bad_words=str(tmp_path / "none.txt"))))
 
 

@@ -135,7 +135,7 @@ def test_a_uri_is_read_like_a_path(tmp_path: Path) -> None:
     }
     assert not any(str(tmp_path) in item.reason or "/tmp/" in item.reason for item in bad)
     assert documents(given("memory://triptych-corpus/*.html")) == ["a page"]
-    with pytest.raises(UserError, match="mend the path"):
+    with pytest.raises(UserError, match="fix the path"):
         read(given("memory://triptych-corpus/*.txt"))
 
 

@@ -218,7 +218,7 @@ def test_bad_records_do_not_count_towards_a_limit(tmp_path: Path) -> None:
 
 
 def test_a_path_must_match_files_that_can_be_read(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="mend the path"):
+    with pytest.raises(UserError, match="fix the path"):
         plan_splits([files(tmp_path / "absent")], 1)
     (tmp_path / "page.pdf").write_text("%PDF")
     with pytest.raises(UserError, match=r"cannot read .*page\.pdf"):

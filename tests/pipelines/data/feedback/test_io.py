@@ -252,7 +252,7 @@ def test_values_that_json_cannot_hold_are_replaced_and_counted(database: Feedbac
     import_file(database, "lists", write(tmp_path / "in.jsonl", rows), "trial", "them", 0.15)
     for name in ("out.jsonl", "out.json"):
         found = export_file(database, "lists", tmp_path / name)
-        assert (found.rows, found.mended) == (2, 1)
+        assert (found.rows, found.repaired) == (2, 1)
         text = (tmp_path / name).read_text(encoding="utf-8")
         assert "NaN" not in text
     first = read(tmp_path / "out.jsonl")[0]

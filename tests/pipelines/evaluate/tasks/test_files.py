@@ -189,7 +189,7 @@ def test_a_file_without_a_row_to_measure_is_refused_with_what_became_of_all(tmp_
         file_tasks(settings)
     (tmp_path / "pairs.jsonl").write_text("{broken\n[1]")
     with pytest.raises(
-        UserError, match=r"^2 rows of .*0 left, .*\(cannot be used 2\).*mend what is wrong, first: .*line 1"
+        UserError, match=r"^2 rows of .*0 left, .*\(cannot be used 2\).*fix what is wrong, first: .*line 1"
     ):
         file_tasks(settings.model_copy(update={"max_bad_share": 1.0}))
 
