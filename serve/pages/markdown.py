@@ -17,7 +17,8 @@ from markdown_it.token import Token
 # A longer text is shown as it is: parsing it could keep other requests waiting.
 MAX_CHARACTERS = 20_000
 # Mathematics in TeX is shown as it was written: Markdown would take away its backslashes and underscores.
-MATH = re.compile(r"\$\$[^$\n]{1,2000}\$\$|\\\([^\n]{1,2000}?\\\)|\\\[[^\n]{1,2000}?\\\]")
+# Displayed mathematics may go over several lines of a paragraph.
+MATH = re.compile(r"\$\$[^$]{1,2000}\$\$|\\\([^\n]{1,2000}?\\\)|\\\[.{1,2000}?\\\]", re.DOTALL)
 # The heading above an answer is of the second level.
 LEVELS = {"h1": "h3", "h2": "h4", "h3": "h5", "h4": "h6", "h5": "h6", "h6": "h6"}
 

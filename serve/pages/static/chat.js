@@ -5,22 +5,25 @@ const EXAMPLES = {
   false: ["The capital of Peru is", "France is a country", "Once upon a time"],
 };
 const LOADING = "The models are being loaded, which takes up to a few minutes after the server has started.";
+const CHOOSE = "Choose the answer to go on with first.";
 const RETRY_SECONDS = 3;
-let cards = new Map();      // model name -> its entry in /v1/models
-// The chat that is shown. Its turns are {role, text} and, of an answer, {who, continued, end, tokens, seconds, request,
-// weights, system, first, good}: `first` is the index of the first turn that the model was sent.
-let chat = null;
-let running = null;         // the AbortController of the answer being written
+// The choice of all models. No model can have this name.
+const ALL = "*";
+let cards = new Map();          // model name -> its entry in /v1/models
+let chat = null;                // the chat that is shown
+const places = new Map();       // its turns that are shown -> their elements
+const parsedTexts = new WeakMap();  // answers -> their text as a tree
 
-const freshChat = () => ({ id: `${Date.now()}-${Math.random()}`, model: model.value, turns: [], first: 0 });
-const isChat = () => cards.get(model.value)?.chat !== false;
+const isChat = () => !continuesOnly(model.value);
+const asked = () => (model.value === ALL ? [...cards.keys()] : [model.value]);
 
 function showMode() {
-  const chats = isChat(), name = model.value;
+  const chats = isChat(), all = model.value === ALL, name = model.value;
   byId("welcome-title").textContent = chats ? "Ask something" : "Start a text";
-  byId("welcome-text").textContent = chats
-    ? `The model ${name} answers in conversation.`
-    : `The model ${name} has only learned to predict the next word. It continues your text; it does not answer questions.`;
+  byId("welcome-text").textContent = all
+    ? `The ${cards.size} models answer side by side. You go on with the answer that you choose.`
+    : chats ? `The model ${name} answers in conversation.`
+      : `The model ${name} has only learned to predict the next word. It continues your text; it does not answer questions.`;
   byId("prompt-label").textContent = chats ? "Message" : "Text to continue";
   input.placeholder = chats ? "Message" : "Text to continue";
   send.textContent = chats ? "Send" : "Continue";
@@ -52,59 +55,135 @@ async function loadModels() {
     return;
   }
   byId("hint").textContent = "";
-  model.replaceChildren(...[...cards.keys()].map((name) => {
-    const option = element("option", "", name);
-    option.value = name;
-    return option;
-  }));
+  model.replaceChildren(...[...cards.keys()].map((name) => new Option(name, name)), ...(cards.size > 1 ? [new Option("All", ALL)] : []));
   const chatModels = [...cards.values()].filter((card) => card.chat !== false);
   // The last of the run's own models is that of the latest stage; adapters come after their models. A link may name one.
   const named = cards.get(new URLSearchParams(location.search).get("model") ?? "");
   const latest = named ?? chatModels.findLast((card) => !card.parent && card.id !== "visitor") ?? chatModels.at(-1);
   if (latest) model.value = latest.id;
-  chat = freshChat();
-  showMode();
+  openAddress();
 }
 
-function show(next) {
-  running?.abort();
+// Opens the chat of this page's address.
+function openAddress() {
+  const id = idInAddress(), past = pastChats().find((one) => one.id === id);
+  if (past) { openPast(past); return; }
+  show(freshChat(model.value));
+  if (id) byId("welcome-text").textContent = byId("status").textContent = "This browser does not keep the chat of this address: chats stay in the browser in which they were begun.";
+}
+
+function openPast(past) {
+  const restored = restoredChat(past), last = restored.turns[shownLine(restored).at(-1)];
+  if (cards.has(past.model) || (past.model === ALL && cards.size > 1)) model.value = past.model;
+  byId("system").value = last?.system ?? byId("system").value;
+  show({ ...restored, model: model.value });
+}
+const goTo = (past) => { if (past.id !== chat?.id) openPast(past); };
+
+function saveView() { if (chat && !chat.forgotten) keepView(chat, { draft: input.value, scroll: isAtEnd() ? null : byId("scroll").scrollTop }); }
+
+// Shows a chat, or shows the present one anew after a change, at the place where it was read.
+async function show(next, place = null) {
+  let scroll = place;
+  if (next !== chat) {
+    running?.abort();
+    saveView();
+    const view = viewOf(next);
+    // What somebody has written while the models were being loaded stays.
+    if (chat || !input.value) input.value = view.draft ?? "";
+    scroll = view.scroll;
+    grow();
+  }
   chat = next;
-  log.replaceChildren();
-  byId("welcome").hidden = chat.turns.length > 0;
-  const answers = [];
-  chat.turns.forEach((record, index) => {
-    if (record.role === "user") { addTurn("user", "You", record.text); return; }
-    const place = addAnswer(record.who, record.continued);
-    place.answer.data = record.text;
-    finish(place, record, rating(chat, index));
-    answers.push([place, record]);
-  });
-  renderAnswers(answers);
+  if (location.pathname + location.search + location.hash !== addressOf(chat)) history.pushState(null, "", addressOf(chat));
+  places.clear();
+  const line = shownLine(chat), versions = turnsAfter(chat, line.at(-1) ?? -1), besides = line.length ? versions : [];
+  log.replaceChildren(...line.map((index) => shownTurn(index, false)));
+  if (besides.length) {
+    const columns = Object.assign(element("div", "columns"), { tabIndex: -1 });
+    columns.append(...besides.map((index) => shownTurn(index, true)));
+    log.append(columns);
+  }
+  byId("welcome").hidden = line.length > 0;
   showMode();
-  input.focus();
+  const toPlace = () => { if (scroll === null) toEnd(); else byId("scroll").scrollTop = scroll; };
+  allowActs();
+  toPlace();
+  input.focus({ preventScroll: true });
+  await renderAnswers([...places.keys()].filter((record) => record.role === "assistant" && !beingWritten.has(record)));
+  if (chat === next && !running) toPlace();
+}
+
+// Builds one turn with its buttons.
+function shownTurn(index, isColumn) {
+  const record = chat.turns[index], isAnswer = record.role === "assistant";
+  const versions = turnsAfter(chat, record.parent), made = isAnswer ? answerOf(record) : turnOf("user", "You", record.text);
+  places.set(record, made);
+  made.more = () => (isColumn ? [textButton("Go on with this", `Go on with the answer of ${record.who}`, () => goOnWith(index), "act")] : [
+    isAnswer
+      ? textButton(record.error ? "Try again" : "Regenerate", record.error ? "Try again" : "Regenerate this answer", () => answer(chat, record.parent, model.value === ALL ? [cards.has(record.who) ? record.who : asked()[0]] : asked()), "act")
+      : textButton("Edit", "Edit what you wrote", () => editText(made, record.text, (text) => submit(text, record.parent)), "act"),
+    ...versionButtons(versions, index, choose),
+    ...(isAnswer && versions.length > 1 ? [textButton("Side by side", "Show the versions side by side", () => choose(null, "", record.parent), "act")] : []),
+  ]);
+  if (!isAnswer) {
+    made.foot.append(...made.more());
+    made.foot.firstChild.dataset.key = "edit";
+    made.turn.append(made.foot);
+  } else if (beingWritten.has(record)) made.turn.classList.add("busy");
+  else complete(record);
+  return made.turn;
+}
+
+// Adds what the turn of a complete answer has: its buttons, and before it a word on what the model was not sent.
+function complete(record) {
+  const where = chat, index = where.turns.indexOf(record), before = record.continued ? record.first : firstSent(where, record.parent, false);
+  finish(places.get(record), record, rating(where, index), places.get(record).more());
+  if (record.first > before) places.get(record).turn.prepend(element("p", "note", `The oldest messages no longer fit: ${record.who} was sent the last ${lineTo(where, record.parent).length - record.first}.`));
+  allowActs();
+}
+
+// While answers are being written the chat keeps its form.
+function allowActs() {
+  for (const button of log.querySelectorAll(".act")) button.disabled = running !== null || button.dataset.never === "true";
+}
+
+// Turns to another version of a turn, or, with null, to all versions after `parent`.
+function choose(index, name, parent) {
+  if (index === null) chat.turns[parent].chosen = null; else turnBefore(chat, index).chosen = index;
+  keepChat(chat, false);
+  show(chat, byId("scroll").scrollTop);
+  const buttons = index === null ? [] : [...places.get(chat.turns[index]).foot.querySelectorAll(".versions button:enabled")];
+  (buttons.find((button) => button.getAttribute("aria-label") === name) ?? buttons[0] ?? log.querySelector(".columns"))?.focus({ preventScroll: true });
+}
+
+function goOnWith(index) {
+  const { who } = chat.turns[index];
+  if (cards.has(who)) chat.model = model.value = who;
+  turnBefore(chat, index).chosen = index;
+  keepChat(chat, false);
+  show(chat);
+  byId("status").textContent = `You go on with the answer of ${who}.`;
 }
 
 // Asks the server to parse complete answers. If it does not, they stay as they were written.
-async function renderAnswers(answers) {
-  for (let begin = 0; begin < answers.length; begin += 20) {
-    const some = answers.slice(begin, begin + 20);
-    const body = JSON.stringify({ texts: some.map(([, record]) => record.text) });
+async function renderAnswers(records) {
+  const built = (record) => { if (places.has(record)) showMarkdown(places.get(record), record, parsedTexts.get(record)); };
+  records.filter((record) => parsedTexts.has(record)).forEach(built);
+  const others = records.filter((record) => record.text && !record.continued && !parsedTexts.has(record));
+  for (let begin = 0; begin < others.length; begin += 20) {
+    const some = others.slice(begin, begin + 20);
     try {
-      const response = await fetchWithKey("/markdown", { method: "POST", headers: { "Content-Type": "application/json" }, body });
+      const response = await posted("/markdown", { texts: some.map((record) => record.text) });
       if (!response.ok) throw new Error(await reason(response));
       const { parsed } = await response.json(), follow = isAtEnd();
-      some.forEach(([place, record], index) => showMarkdown(place, record, parsed[index]));
+      some.forEach((record, index) => { if (!parsedTexts.has(record)) { parsedTexts.set(record, parsed[index]); built(record); } });
       if (follow) toEnd();
     } catch (error) {
       byId("status").textContent = `The answer is shown as it was written: ${error.message}`;
       return;
     }
   }
-}
-
-function openPast(past) {
-  if (cards.has(past.model)) model.value = past.model;
-  show({ ...past, model: model.value });
 }
 
 function complain(message) {
@@ -119,146 +198,52 @@ function grow() {
   input.style.height = `${input.scrollHeight + 2}px`;
 }
 
-function number(id, low, high, fallback) {
-  const value = Number(byId(id).value);
-  return byId(id).value !== "" && Number.isFinite(value) ? Math.min(high, Math.max(low, value)) : fallback;
-}
-
-function requestFor(name, messages) {
-  const most = cards.get(name)?.max_model_len ?? 1e6;
-  const common = {
-    model: name, stream: true, stream_options: { include_usage: true },
-    temperature: number("temperature", 0, 2, 0.7), max_tokens: Math.round(number("max-tokens", 1, most, 64)),
-  };
-  if (cards.get(name)?.chat === false) return ["/v1/completions", { ...common, prompt: messages.at(-1).content }];
-  const first = system() ? [{ role: "system", content: system() }] : [];
-  return ["/v1/chat/completions", { ...common, messages: [...first, ...messages] }];
-}
-
-async function reason(response) {
-  try { return (await response.json()).error.message; } catch { return `the server answered ${response.status}`; }
-}
-
-// A small model has a small context: when the conversation no longer fits, its oldest exchanges are dropped for good.
-async function ask(name, messages, signal) {
-  for (let dropped = 0; ; dropped += 2) {
-    const [path, body] = requestFor(name, messages.slice(dropped));
-    const response = await fetchWithKey(path, {
-      method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body), signal,
-    });
-    if (response.ok) return { response, dropped };
-    const message = await reason(response);
-    const full = response.status === 400 && /context length/.test(message);
-    if (!full) throw new Error(message);
-    if (messages.length - dropped < 3) throw new Error(`This is longer than the ${cards.get(name)?.max_model_len ?? ""} tokens that ${name} can read.`);
-  }
-}
-
-const message = ({ role, text }) => ({ role, content: text });
-const system = () => byId("system").value.trim();
-
-// Sends a thumb, with the conversation, to the run's feedback database.
-function rating(where, index) {
-  return async (good) => {
-    const record = where.turns[index], sent = where.turns.slice(record.first, index).map(message);
-    const messages = record.system ? [{ role: "system", content: record.system }, ...sent] : sent;
-    const body = { request: record.request, model: record.model ?? record.who, weights: record.weights, messages, answer: record.text, good };
-    try {
-      const response = await fetchWithKey("/thumbs", {
-        method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body),
-      });
-      if (!response.ok) throw new Error(await reason(response));
-    } catch (error) {
-      complain(`Your rating was not stored: ${error.message}`);
-      return false;
-    }
-    record.good = good;
-    byId("status").textContent = good === null ? "Taken back." : "Stored, thank you.";
-    if (chat === where) keepChat(where);
-    return true;
-  };
-}
-
-async function submit(text) {
-  const name = model.value, chats = isChat(), started = performance.now(), control = new AbortController(), where = chat;
-  if (!name) return;
-  running = control;
-  send.hidden = true; stopButton.hidden = false; model.disabled = true;
-  byId("status").textContent = "The model is writing.";
-  where.turns.push({ role: "user", text });
-  const question = addTurn("user", "You", text).turn;
-  const place = addAnswer(name, chats ? "" : text), { turn, answer } = place;
-  turn.classList.add("busy");
-  // A model that only continues text is sent no earlier turns.
-  if (!chats) where.first = where.turns.length - 1;
-  const record = { role: "assistant", text: "", who: name, continued: chats ? "" : text, end: "stop", tokens: 0, system: chats ? system() : "" };
-  try {
-    const { response, dropped } = await ask(name, where.turns.slice(where.first).map(message), control.signal);
-    if (dropped) {
-      where.first += dropped;
-      turn.before(element("p", "note", `The oldest ${dropped} messages no longer fit: ${name} does not see them any more.`));
-    }
-    record.request = response.headers.get("x-request-id");
-    record.weights = response.headers.get("x-triptych-weights") ?? "";
-    record.model = response.headers.get("x-triptych-model") ?? record.who;
-    for await (const event of streamedEvents(response)) {
-      if (event.error) throw new Error(event.error.message);
-      const choice = event.choices[0], follow = isAtEnd();
-      answer.data += choice?.delta?.content ?? choice?.text ?? "";
-      record.end = choice?.finish_reason ?? record.end;
-      record.tokens = event.usage?.completion_tokens ?? record.tokens;
-      if (follow) toEnd();
-    }
-  } catch (error) {
-    record.end = error.name === "AbortError" ? "stopped" : "failed";
-    if (record.end === "failed" && chat === where) complain(error.message);
-  }
-  Object.assign(record, { text: answer.data, first: where.first, seconds: (performance.now() - started) / 1000 });
-  // A turn without an answer would leave two messages of the user in a row.
-  if (record.text) where.turns.push(record); else where.turns.pop();
-  if (record.text) keepChat(where);
-  if (chat === where) {
-    if (record.end !== "failed") byId("status").textContent = `${name}: ${record.text || "no text"}`;
-    if (record.end === "failed" && !record.text) {
-      turn.remove();
-      // The text goes back into the input, where it can be edited.
-      if (!input.value) { question.remove(); input.value = text; grow(); toEnd(); }
-    } else {
-      finish(place, record, rating(where, where.turns.length - 1));
-      renderAnswers([[place, record]]);
-      toEnd();
-    }
-  }
-  if (running === control) {
-    running = null;
-    send.hidden = false; stopButton.hidden = true; model.disabled = false;
-    input.focus();
-  }
+// Writes a message after what is shown, or, with `parent`, after another turn: a branch beside the turns that it has.
+function submit(text, parent = shownLine(chat).at(-1) ?? -1) {
+  if (!model.value) return;
+  answer(chat, addedTurn(chat, { role: "user", text, parent }), asked());
 }
 
 byId("form").addEventListener("submit", (event) => {
   event.preventDefault();
-  const text = input.value;
+  const text = input.value, last = chat?.turns[shownLine(chat).at(-1)];
   if (!chat) byId("hint").textContent = byId("status").textContent = "Your message stays here until the models are loaded.";
   if (running || !chat || !text.trim()) return;
+  if (last?.role === "user") { byId("hint").textContent = byId("status").textContent = CHOOSE; return; }
   input.value = "";
+  saveView();
   grow();
   submit(text);
 });
-input.addEventListener("input", grow);
+input.addEventListener("input", () => { grow(); saveView(); });
 input.addEventListener("keydown", (event) => {
   if (event.key === "Enter" && !event.shiftKey && !isComposing(event)) { event.preventDefault(); byId("form").requestSubmit(); }
 });
 document.addEventListener("keydown", (event) => { if (event.key === "Escape") running?.abort(); });
 stopButton.addEventListener("click", () => running?.abort());
-byId("new").addEventListener("click", () => show(freshChat()));
-model.addEventListener("change", () => show(freshChat()));
-byId("history-button").addEventListener("click", () => showHistory(openPast));
-byId("forget").addEventListener("click", () => { keepChats([]); showHistory(openPast); });
+byId("new").addEventListener("click", () => show(freshChat(model.value)));
+model.addEventListener("change", () => {
+  if (!chat) return;
+  chat.model = model.value;
+  keepChat(chat, false);
+  showMode();
+});
+const removed = (id) => {
+  if (!chat || (id ?? chat.id) !== chat.id) return;
+  chat.forgotten = true;
+  show(freshChat(model.value));
+};
+byId("history-button").addEventListener("click", () => showHistory(removed));
+byId("forget").addEventListener("click", () => { keepChats([]); removed(); showHistory(removed); });
 byId("settings-button").addEventListener("click", (event) => {
   const open = byId("settings").hidden;
   byId("settings").hidden = !open;
   event.currentTarget.setAttribute("aria-expanded", String(open));
   if (open) byId(isChat() ? "system" : "temperature").focus();
 });
+// A link, the way back, or a bookmark.
+window.addEventListener("hashchange", () => { if (chat && idInAddress() !== (chat.turns.length ? chat.id : "")) openAddress(); });
+const leave = () => { saveView(); if (running && chat) keepChat(chat); };
+window.addEventListener("pagehide", leave);
+document.addEventListener("visibilitychange", leave);
 loadModels();

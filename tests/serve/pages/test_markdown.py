@@ -47,6 +47,7 @@ def elements(nodes: list[Node]) -> list[dict[str, object]]:
         ("# One\n### Three", "<h3>One</h3><h5>Three</h5>"),
         ("> q\n\n~~no~~", "<blockquote><p>q</p></blockquote><p><s>no</s></p>"),
         ("```py\na < b\n```", "<pre><code>a < b\n</code></pre>"),
+        ("\\[\na_1\\, b_1\n\\]\n$$\n*c*\n$$", "<p><code>\\[\na_1\\, b_1\n\\]</code>\n<code>$$\n*c*\n$$</code></p>"),
         ("\\(x_1 \\cdot y_1\\) and $$a_b$$", "<p><code>\\(x_1 \\cdot y_1\\)</code> and <code>$$a_b$$</code></p>"),
         ("[a](b) ![c](d)", "<p><span>a</span><span> (b)</span> [image: c]<span> (d)</span></p>"),
         ("[a]: b", "<p>[a]: b</p>"),
