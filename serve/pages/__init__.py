@@ -6,6 +6,7 @@
 - `label`: people rank the answers to prompts; also as a server of its own, without models. `label_tasks` chooses the
   prompt that each of them gets next.
 - `compare`: people ask several models at once, blind, and vote.
-- `runs`: the stages of a run, their figures, curves and samples; `file_cache` keeps the values read from its files.
+- `runs`: the stages of a run, their figures, curves and samples; `run_list` lists its rounds and the runs
+  beside it, and `file_cache` keeps the values read from its files.
 - `story`: the three steps of training for newcomers, who train a small policy on their own rankings.
 """

@@ -5,24 +5,25 @@ import time
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, HTTPException, Request
+from fastapi import APIRouter, HTTPException, Query, Request
 from fastapi.responses import HTMLResponse, JSONResponse
 
 from cluster.errors import UserError
 from cluster.feedback.judged import trace_judgements
 from cluster.run.folder import Manifest, RunFolder
-from cluster.run.layout import ROUND_FOLDERS, STAGES, Stage
+from cluster.run.layout import STAGES, Stage
 from cluster.run.metrics import NO_METRICS, read_metrics
 from cluster.run.progress import NOW, is_number, progress_of
 from cluster.run.round_differences import differences, differing_judgements, figure_text
-from cluster.run.rounds import kept_rounds, present_folders, present_round, round_folder
+from cluster.run.rounds import present_folders, round_folder
 from cluster.run.trail import Decision, open_round, read_answer, read_trail
 from cluster.trace import FILE as TRACE
 from cluster.trace import read_trace
 from serve.pages.file_cache import FileCache
 from serve.pages.render import page, routes_of
+from serve.pages.run_list import list_rounds, list_runs, report_of
 
 # A drawing has not many more pixels across.
 MAX_POINTS = 160
@@ -66,11 +67,15 @@ def runs_router(folder: Path) -> APIRouter:
         judgements = differing_judgements(run, first, second)
         return {"judgements": judgements, "rows": shown, "count": len(rows), "curves": curves_of}
 
+    @router.get("/list")
+    def runs() -> dict[str, Any]:
+        return list_runs(run)
+
     @router.get("/report", response_class=HTMLResponse)
-    def report() -> HTMLResponse:
-        path = run.path("report") / "index.html"
-        if not path.is_file():
-            raise HTTPException(404, "there is no report yet: `triptych evaluate` makes it")
+    def report(name: str = "", number: Annotated[int | None, Query(alias="round")] = None) -> HTMLResponse:
+        path = report_of(run, name, number)
+        if path is None:
+            raise HTTPException(404, "there is no such report: `triptych evaluate` makes that of the present round")
         return HTMLResponse(path.read_text(encoding="utf-8"), headers=REPORT_HEADERS)
 
     @router.get("/judgements")
@@ -108,7 +113,7 @@ def describe(run: RunFolder, files: FileCache | None = None) -> dict[str, Any]:
         "verdict": _verdict(run.root),
         "models": _models(run.root),
         "now": _now(run, working),
-        "rounds": _rounds(run),
+        "rounds": list_rounds(run),
         "answerable": _answerable(run.root),
         "decisions": [_decision(one) for one in reversed(read_trail(run.root)[-MAX_DECISIONS:])],
     }
@@ -148,33 +153,6 @@ def _policy_curves(run: RunFolder, number: int) -> dict[str, list[tuple[int, flo
     root = kept if kept.exists() else run.root
     found = curves(read_metrics(RunFolder(root).path("policy")))
     return {name: found[name] for name in NOW if name in found}
-
-
-def _rounds(run: RunFolder) -> list[dict[str, Any]]:
-    """Returns the figures of every round, the newest first: rankings, the accuracy of its reward model on held-out
-    pairs, and by how much its policy gets more reward than the fine-tuned model."""
-    present = present_folders(run.root)
-    number = present_round(run.root)
-    places = {kept: round_folder(run.root, kept) for kept in kept_rounds(run.root)} | (
-        {number: run.root} if present else {}
-    )
-    found = []
-    for kept, root in sorted(places.items(), reverse=True):
-        of_round = RunFolder(root)
-        manifests = {name: of_round.manifest(name) for name in ROUND_FOLDERS if root != run.root or name in present}
-        metrics = {name: made.metrics for name, made in manifests.items() if made}
-        policy = manifests.get("policy")
-        found.append(
-            {
-                "round": kept,
-                "present": kept == number,
-                "rankings": metrics.get("preferences", {}).get("rankings"),
-                "accuracy": metrics.get("reward", {}).get("pair_accuracy"),
-                "gain": metrics.get("report", {}).get("rewards", {}).get("reward"),
-                "weights": policy.weights if policy else None,
-            }
-        )
-    return found
 
 
 def _answerable(root: Path) -> int | None:

@@ -1,9 +1,9 @@
 "use strict";
-const LOOK_AGAIN_MS = 5_000;
+const LOOK_AGAIN_MS = 5_000, LIST_AGAIN_MS = 60_000;
 // So many are shown at once; the rest is folded.
 const FIGURES_SHOWN = 8, CURVES_SHOWN = 4;
 const NAMES = { base: "Base", sft: "Fine-tuned", policy: "Policy", before: "Before training", now: "Now", data: "In the data" };
-let shown = "";
+let shown = "", listed = -Infinity;
 
 function figure([name, found]) {
   const node = element("div", "figure");
@@ -114,9 +114,33 @@ const interval = (found, digits) => (found?.low == null ? "" : `${found.low.toFi
 
 function roundRow(one) {
   const gain = one.gain, accuracy = one.accuracy;
-  return rowOf(`${one.round}${one.present ? " (present)" : ""}`, cell(one.rankings ?? ""),
+  return rowOf(`${one.round}${one.present ? " (present)" : ""}`, said(one.verdict),
+    one.report ? reportLink({ round: one.round }, `round ${one.round}`) : cell(""), cell(one.when), cell(one.rankings ?? ""),
     cell(accuracy ? accuracy.value.toFixed(3) : "", interval(accuracy, 3)),
-    cell(gain ? `${gain.change > 0 ? "+" : ""}${gain.change.toFixed(2)}` : "", interval(gain, 2)), cell((one.weights ?? "").slice(0, 12)));
+    cell(gain ? signed(gain.change) : "", interval(gain, 2)), cell((one.weights ?? "").slice(0, 12)));
+}
+
+// A sentence in a table, which may take several lines.
+const said = (text) => Object.assign(element("td", "sentence", text), { dir: "auto" });
+
+function runRow(one, here) {
+  const row = rowOf(one.name, said(one.trouble || one.verdict), one.report ? reportLink({ name: one.name }, one.name) : cell(""),
+    cell(one.when), cell(`${one.stages} of ${one.of}`, one.at_work ? "at work" : ""), cell(String(one.rounds)));
+  row.classList.toggle("gone", Boolean(one.trouble));
+  if (here) row.firstChild.append(element("small", "", " served here"));
+  return row;
+}
+
+// Lists the runs beside this one, now and then.
+async function listRuns() {
+  if (performance.now() - listed < LIST_AGAIN_MS) return;
+  listed = performance.now();
+  const response = await fetchWithKey("/runs/list", { again: true });
+  if (!response.ok) throw new Error(`the list of runs is missing, the server answered ${response.status}`);
+  const { runs, here, count } = await response.json();
+  byId("runs").replaceChildren(...runs.map((one) => runRow(one, one.name === here)));
+  byId("runs-said").textContent = `The run that is served and the others in its folder, those that changed last first${count > runs.length ? `: ${runs.length} of ${count}` : ""}.`;
+  byId("runs-part").hidden = false;
 }
 
 function decision(one) {
@@ -166,8 +190,9 @@ function showAnswer(run) {
 }
 
 function showRounds(run) {
-  showNow(run.now);
+  showNow(run.now, run.answerable);
   showVerdict(run);
+  showChanged(run);
   offerRounds(run.rounds);
   byId("rounds").replaceChildren(...run.rounds.map(roundRow));
   byId("rounds-part").hidden = run.rounds.length === 0;
@@ -200,6 +225,7 @@ async function look() {
     if (!response.ok) throw new Error(JSON.parse(text).error?.message ?? `the server answered ${response.status}`);
     if (text !== shown) show(JSON.parse(text));
     shown = text;
+    await listRuns();
     byId("trouble").hidden = true;
   } catch (error) {
     if (!shown) byId("state").textContent = "";

@@ -3,16 +3,41 @@
 // between two rounds.
 const VERDICT_LINES = 3, MODEL_ROWS = 6;
 
-function showNow(now) {
-  byId("now-part").hidden = !now;
-  if (!now) return;
-  byId("now-title").textContent = `At work: ${now.stage}${now.round > 1 ? `, round ${now.round}` : ""}`;
-  const step = now.step === undefined ? "It has not finished a step yet." : `Step ${now.step}${now.steps ? ` of ${now.steps}` : ""}`;
+function showNow(now, answerable) {
+  byId("now-bar").hidden = !now?.steps;
+  if (!now) {
+    byId("now-text").textContent = answerable ? `No stage is at work: the policy of round ${answerable} waits for your answer.` : "No stage is at work.";
+    return;
+  }
+  const step = now.step === undefined ? "it has not finished a step yet" : `step ${now.step}${now.steps ? ` of ${now.steps}` : ""}`;
   const left = now.left == null ? "" : `, about ${duration(Math.max(1, now.left))} left`;
   const figures = Object.entries(now.figures ?? {}).map(([name, value]) => `${words(name)} ${number(value)}`).join(", ");
-  byId("now-text").textContent = `${step}${left}${figures ? `; ${figures}` : ""}`;
-  byId("now-bar").hidden = !now.steps;
+  byId("now-text").textContent = `${now.stage}${now.round > 1 ? ` of round ${now.round}` : ""} is at work: ${step}${left}${figures ? `; ${figures}` : ""}.`;
   if (now.steps) byId("now-bar").value = now.step / now.steps;
+}
+
+const signed = (value) => `${value > 0 ? "+" : ""}${value.toFixed(2)}`;
+const ofRound = {
+  rankings: (one) => one.rankings?.toString(),
+  "the reward model's accuracy": (one) => one.accuracy?.value.toFixed(3),
+  "the gain in reward": (one) => one.gain && signed(one.gain.change),
+};
+
+// The newest round beside the one before, and the last decision of the loop.
+function showChanged(run) {
+  const [newest, before] = run.rounds, [last] = run.decisions, list = element("ul");
+  const dated = (one) => `round ${one.round}${one.when ? ` of ${one.when}` : ""}`;
+  const said = !newest ? "No round of judgements has been begun." : before ? `From ${dated(before)} to ${dated(newest)}:` : `${dated(newest)[0].toUpperCase()}${dated(newest).slice(1)} is the first: there is none to compare it with.`;
+  if (before) {
+    const known = Object.entries(ofRound).filter(([, of]) => of(before) || of(newest));
+    list.append(...known.map(([name, of]) => element("li", "", `${name}: ${of(before) ?? "none"} → ${of(newest) ?? "not known yet"}`)));
+    const more = element("li"), link = Object.assign(element("a", "", "everything that differs"), { href: "#difference-part" });
+    link.addEventListener("click", () => { byId("difference-part").open = true; });
+    more.append(link);
+    list.append(more);
+  }
+  byId("changed").replaceChildren(element("p", "", said), ...(before ? [list] : []),
+    ...(last ? [element("p", "quiet", `Last decision of the loop: round ${last.round}, ${last.step} ${last.decision}, ${last.when}.`)] : []));
 }
 
 const share = (found) => cell(found.value.toFixed(2), `${found.low.toFixed(2)} to ${found.high.toFixed(2)}`);
@@ -38,20 +63,39 @@ function foldedUnder(summary, ...nodes) {
 function showVerdict(run) {
   const lines = run.verdict.map((line) => element("p", "", line));
   const rest = lines.slice(VERDICT_LINES);
-  byId("verdict").replaceChildren(...lines.slice(0, VERDICT_LINES), ...(rest.length ? [foldedUnder(`${rest.length} more sentences`, ...rest)] : []));
+  byId("verdict").replaceChildren(...lines.slice(0, VERDICT_LINES), ...(rest.length ? [foldedUnder(`${rest.length} more sentence${rest.length === 1 ? "" : "s"}`, ...rest)] : []));
+  if (!lines.length) byId("verdict").append(element("p", "", run.rounds[1]?.verdict
+    ? `Not known yet of round ${run.rounds[0].round}. Of round ${run.rounds[1].round}: ${run.rounds[1].verdict}` : "Not known yet: the stage evaluate compares the models."));
   const more = run.models.slice(MODEL_ROWS);
   byId("models").replaceChildren(...(run.models.length ? [modelsTable(run.models.slice(0, MODEL_ROWS))] : []),
     ...(more.length ? [foldedUnder(`${more.length} more figures, which RLHF changed less`, modelsTable(more))] : []));
-  byId("verdict-part").hidden = run.verdict.length === 0;
+  byId("models-part").hidden = run.models.length === 0;
+  byId("report").hidden = run.verdict.length === 0;
+  byId("standing").hidden = false;
+}
+
+// A link to the report of a round, or of another run; what names it is part of the file's name, too.
+function reportLink(query, name) {
+  const link = Object.assign(element("a", "report", "report"), { href: `/runs/report?${new URLSearchParams(query)}`, target: "_blank", rel: "noopener" });
+  link.setAttribute("aria-label", `Report of ${name}`);
+  link.dataset.file = name;
+  const node = element("td");
+  node.append(link);
+  return node;
 }
 
 // A link carries no key: with one, the report is fetched and kept as a file.
-byId("report").addEventListener("click", async (event) => {
-  if (!sessionStorage.getItem("triptych key")) return;
+document.addEventListener("click", async (event) => {
+  const asked = event.target.closest?.("a.report");
+  if (!asked || !sessionStorage.getItem("triptych key")) return;
   event.preventDefault();
-  const response = await fetchWithKey("/runs/report");
-  if (!response.ok) return;
-  const link = Object.assign(element("a"), { href: URL.createObjectURL(await response.blob()), download: `${byId("name").textContent}-report.html` });
+  const response = await fetchWithKey(asked.getAttribute("href"));
+  if (!response.ok) {
+    byId("trouble").textContent = `The report could not be read: the server answered ${response.status}`;
+    byId("trouble").hidden = false;
+    return;
+  }
+  const link = Object.assign(element("a"), { href: URL.createObjectURL(await response.blob()), download: `${asked.dataset.file ?? byId("name").textContent}-report.html` });
   link.click();
   URL.revokeObjectURL(link.href);
 });

@@ -55,6 +55,7 @@ TABLE = {
     ("GET", "/runs/judgements"): ADMIN,
     ("GET", "/runs/difference"): ADMIN,
     ("GET", "/runs/report"): ADMIN,
+    ("GET", "/runs/list"): ADMIN,
     ("POST", "/admin/rollback"): ADMIN,
     ("GET", "/label/next"): {"label"},
     ("GET", "/label/task"): {"label"},
