@@ -1,11 +1,14 @@
 """The types that the sections of a recipe share: strict sections, bounded numbers, function names, and paths."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from cluster.recipe.functions.signature import CallForm
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
@@ -133,20 +136,41 @@ def input_files(section: BaseModel) -> list[str]:
     return paths
 
 
-def named_functions(section: Any) -> list[str]:
-    """Lists the Python functions that a section names, as module:function, in the order of its fields."""
+@dataclass(frozen=True)
+class NamedFunction:
+    """A Python function that a recipe names.
+
+    Attributes:
+        name: module:function.
+        form: how the stage calls it.
+        arguments: the recipe's keyword arguments.
+    """
+
+    name: str
+    form: CallForm | None
+    arguments: Mapping[str, Any]
+
+
+def named_functions(section: Any, form: CallForm | None = None) -> list[NamedFunction]:
+    """Lists the Python functions that a section names, in the order of its fields.
+
+    Args:
+        section: a section, or a list or dictionary of sections.
+        form: how the function of a `Call` is called.
+    """
     if isinstance(section, dict):
-        return named_functions(list(section.values()))
+        return named_functions(list(section.values()), form)
     if isinstance(section, list):
-        return [name for item in section for name in named_functions(item)]
+        return [found for item in section for found in named_functions(item, form)]
     if not isinstance(section, BaseModel):
         return []
-    found: list[str] = []
+    found: list[NamedFunction] = []
     for name, field in type(section).model_fields.items():
         value = getattr(section, name)
+        own = next((mark for mark in field.metadata if isinstance(mark, CallForm)), None)
         if isinstance(value, str) and _is_function(field.annotation, field.metadata):
-            found.append(value)
-        found += named_functions(value)
+            found.append(NamedFunction(value, own or form, getattr(section, "arguments", {})))
+        found += named_functions(value, own)
     return found
 
 

@@ -14,6 +14,7 @@ from cluster.recipe.base import (
     Temperature,
     check_origin,
 )
+from cluster.recipe.functions.signature import ANNOTATOR, ROWS
 
 
 class ChatSource(Section):
@@ -25,7 +26,7 @@ class ChatSource(Section):
         description="for kind files: a path or glob of JSONL, CSV, TSV, JSON or Parquet. Rows hold messages, "
         "conversations (ShareGPT), instruction and output (Alpaca), prompt and response, or question and answer",
     )
-    function: FunctionName | None = Field(
+    function: Annotated[FunctionName | None, ROWS] = Field(
         None, description="for kind function: module:function(seed, **arguments) -> rows, as dictionaries"
     )
     arguments: dict[str, Any] = Field({}, description="for kind function: keyword arguments, in addition to the seed")
@@ -50,7 +51,7 @@ class Collect(Section):
         "temperature",
     )
     max_tokens: Positive = Field(32, description="the most tokens of an answer")
-    annotator: Literal["people", "imported"] | Call = Field(
+    annotator: Annotated[Literal["people", "imported"] | Call, ANNOTATOR] = Field(
         "people",
         description="people: wait for rankings made on the server's page /label; imported: sample nothing and use the "
         "rankings that `triptych feedback import` added; or a function that stands in for people, "

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from cluster.recipe.base import FunctionName, PathKind, Positive, PositiveFloat, Section, Share, check_origin
+from cluster.recipe.functions.signature import TEXTS
 
 KeepPolicy = Literal["longest", "source", "quality", "earlier_source"]
 TokenizerKind = Literal["bpe", "wordpiece"]
@@ -22,7 +23,7 @@ class Source(Section):
         description="for kind files: .txt, .md, .rst, .jsonl, .json, .csv, .tsv, .warc or .wet, each also as .gz or "
         ".zst, .parquet or .html; a file, folder or glob, on this machine or as a URI (s3://, gs://, hf://datasets/…)",
     )
-    function: FunctionName | None = Field(
+    function: Annotated[FunctionName | None, TEXTS] = Field(
         None, description="for kind function: module:function(seed, **arguments) -> texts"
     )
     arguments: dict[str, Any] = Field({}, description="for kind function: keyword arguments, in addition to the seed")

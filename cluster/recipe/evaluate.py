@@ -6,6 +6,7 @@ from pydantic import Field
 
 from cluster.recipe.base import NAME_PATTERN, Call, PathKind, Positive, PositiveFloat, Section, Share
 from cluster.recipe.corpus import Source
+from cluster.recipe.functions.signature import EXAM
 
 # The tasks of pipelines.evaluate.tasks.built_in, by name.
 BuiltInTask = Literal[
@@ -44,7 +45,7 @@ class TaskFile(Section):
 class Evaluate(Section):
     """The comparison of the base, fine-tuned and reinforced model, on data that they were not trained on."""
 
-    exam: Call | None = Field(
+    exam: Annotated[Call | None, EXAM] = Field(
         None,
         description="questions with a grader: module:function(seed, **arguments) -> pipelines.evaluate.exam.Exam; "
         "unset: models are compared by reward and perplexity alone",

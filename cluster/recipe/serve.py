@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field, model_validator
 
 from cluster.recipe.base import NAME_PATTERN, FunctionName, PathKind, Positive, PositiveFloat, Section
+from cluster.recipe.functions.signature import REWARD
 from cluster.recipe.rlhf.regularization import Stop
 
 ModelName = Literal["base", "sft", "policy", "reward"]
@@ -92,7 +93,7 @@ class Story(Section):
         None, description="learning rate of the visitor's policy; unset: rlhf.learning_rate"
     )
     promote_every: Positive = Field(2, description="RLHF steps between two updates of the served visitor's policy")
-    gameable: FunctionName | None = Field(
+    gameable: Annotated[FunctionName | None, REWARD] = Field(
         None,
         description="module:function(question, answer) -> number, a reward that can be gamed, which the page offers in "
         "place of the visitor's reward model; unset: none",

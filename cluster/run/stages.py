@@ -18,7 +18,7 @@ from cluster.recipe.renamed import with_new_names
 from cluster.run.atomic import write_text
 from cluster.run.folder import JUDGEMENTS, Manifest, RunFolder, file_fingerprint, fingerprint
 from cluster.run.layout import Stage, stage_of
-from cluster.run.storage.files import find_files, glob_root, relative_name
+from cluster.run.storage.files import find_files, glob_root, no_match, relative_name
 from cluster.run.storage.remote import StoredFile, is_remote, shown_name
 
 # Keys that decide how a stage runs and not its result. They are no part of its fingerprint: a run that loses a machine
@@ -132,8 +132,8 @@ def check_functions(recipe: Recipe) -> None:
     Raises:
         UserError: one cannot be used.
     """
-    for name in named_functions(recipe):
-        check_function(name)
+    for found in named_functions(recipe):
+        check_function(found.name, found.form, found.arguments)
 
 
 def stage_state(stage: Stage, recipe: Recipe, run: RunFolder, undone: Collection[str] = ()) -> State:
@@ -302,7 +302,7 @@ def _changed(old: Any, new: Any, name: str = "") -> list[str]:
 def _matching_files(pattern: str) -> list[StoredFile]:
     files = find_files(pattern)
     if not files:
-        raise UserError(f"no file matches {shown_name(pattern)}")
+        raise UserError(no_match(pattern))
     return files
 
 

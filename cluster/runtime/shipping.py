@@ -41,7 +41,7 @@ def modules_of(recipe: Recipe) -> list[Path]:
         a .py file, or the folder of a package, for each.
     """
     found: dict[str, Path] = {}
-    waiting = [name.partition(":")[0].partition(".")[0] for name in named_functions(recipe)]
+    waiting = [one.name.partition(":")[0].partition(".")[0] for one in named_functions(recipe)]
     while waiting:
         name = waiting.pop()
         path = None if name in found else _own_module(name)

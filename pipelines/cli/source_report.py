@@ -63,6 +63,9 @@ def print_sources(recipe: Recipe, console: Console, seconds: float = SECONDS) ->
         more = "" if found.whole else f" in the first {seconds:.0f} s"
         table.add_row(section, name, f"{found.rows:,}{more}", f"{found.bad:,}")
         reasons += found.reasons or [f"{section}: {name} holds no rows"] * (found.rows == 0)
+        if found.bad > SHOWN_BAD:
+            more = found.bad - SHOWN_BAD
+            reasons.append(f"… and {more:,} more of {section}: {name} cannot be used")
     if counted:
         console.print(table)
     sources: list[Source | ChatSource] = [*recipe.corpus.sources, *recipe.sft.sources, *recipe.collect.sources]

@@ -11,7 +11,16 @@ from cluster.errors import UserError
 from cluster.recipe.collect import ChatSource
 from pipelines.data.row_files import BadRow, Row, bad_row
 from pipelines.data.source_rows import source_rows
-from pipelines.data.turns import SYSTEM_FIELDS, Messages, Turns, instruction_of, read_tools, read_turns, turns_before
+from pipelines.data.turns import (
+    SYSTEM_FIELDS,
+    Messages,
+    Turns,
+    columns,
+    instruction_of,
+    read_tools,
+    read_turns,
+    turns_before,
+)
 
 # Layouts of a single exchange, in the order in which they are tried: the fields of the user and of the assistant.
 EXCHANGE_LAYOUTS = {
@@ -168,8 +177,12 @@ def _layout(row: Row, place: str) -> str:
     for layout, fields in EXCHANGE_LAYOUTS.items():
         if all(row.get(name) is not None for name in fields):
             return layout
+    for fields in (("messages",), ("conversations",), *EXCHANGE_LAYOUTS.values()):
+        if all(name in row for name in fields):
+            empty = " and ".join(f'"{name}"' for name in fields if row[name] is None)
+            raise UserError(f"{place}: {empty} is empty; fill it in or remove the row ({columns(row)})")
     pairs = ", ".join(f'"{user}" with "{assistant}"' for user, assistant in EXCHANGE_LAYOUTS.values())
-    raise UserError(f'{place} has none of "messages", "conversations", {pairs}')
+    raise UserError(f'{place} has none of "messages", "conversations", {pairs}; {columns(row)}')
 
 
 def _turns(row: Row, layout: str, place: str) -> tuple[Turns, set[str]]:

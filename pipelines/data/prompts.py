@@ -14,7 +14,7 @@ from cluster.recipe.recipe import Recipe
 from pipelines.data.balance import Loss
 from pipelines.data.row_files import Row, good_row
 from pipelines.data.source_rows import source_rows
-from pipelines.data.turns import Messages, instruction_of, read_turns, require_text, turns_before
+from pipelines.data.turns import Messages, columns, instruction_of, read_turns, require_text, turns_before
 
 # The fields of a row that hold the conversation; all others are metadata for reward functions and annotators.
 CONVERSATION_FIELDS = {
@@ -30,6 +30,8 @@ CONVERSATION_FIELDS = {
     "history",
     "tools",
 }
+# Those of which a prompt needs one.
+PROMPT_FIELDS = ("prompt", "messages", "conversations", "instruction", "question")
 
 
 @dataclass(frozen=True)
@@ -81,10 +83,15 @@ def prompt_of(row: Row, place: str) -> Messages:
     if row.get("tools"):
         raise UserError(f"{place} has tools, which prompts are not sampled with; remove them")
     given = next((row[name] for name in ("prompt", "messages", "conversations") if row.get(name)), None)
-    if given is None and ("instruction" in row or "question" in row):
-        given = [{"role": "user", "content": instruction_of(row) if "instruction" in row else row["question"]}]
+    if given is None and (row.get("instruction") or row.get("question")):
+        given = [{"role": "user", "content": instruction_of(row) if row.get("instruction") else row["question"]}]
     elif isinstance(row.get("prompt"), str):
         given = [{"role": "user", "content": row["prompt"]}]
+    if not given:
+        empty = [name for name in PROMPT_FIELDS if name in row]
+        if empty:
+            raise UserError(f'{place}: "{empty[0]}" is empty; fill it in or remove the row ({columns(row)})')
+        raise UserError(f"{place} has none of {', '.join(map(repr, PROMPT_FIELDS))}; {columns(row)}")
     messages = read_turns(given, place).messages
     messages = turns_before(row, messages, place) + messages
     while messages and messages[-1]["role"] == "assistant":

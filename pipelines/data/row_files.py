@@ -16,6 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 
 from cluster.errors import UserError, first_line
+from cluster.run.storage.files import no_match
+from pipelines.data.encodings import conversion, is_wide
 
 Row = dict[str, Any]
 # A range [start, stop) of the bytes of a file of lines, or of the row groups of a Parquet file.
@@ -72,7 +74,7 @@ def matching_files(pattern: str) -> list[str]:
     # A file may be called gl[ob].jsonl.
     paths = [pattern] if Path(pattern).is_file() else sorted(glob(pattern, recursive=True))
     if not paths:
-        raise UserError(f"no file matches {pattern}")
+        raise UserError(no_match(pattern))
     for path in paths:
         if Path(path).is_dir():
             raise UserError(f"{path} is a folder: name the files in it, such as {PurePath(path) / '*.jsonl'}")
@@ -114,9 +116,11 @@ def rows_of(path: str, span: Span | None = None, first: int = 0) -> Iterator[tup
     """Yields the rows of a file, or of a span whose first line or row has the number `first`, each with its place.
 
     Raises:
-        UserError: the file is damaged.
+        UserError: the file is damaged, or in UTF-16 or UTF-32.
     """
     suffix, _ = _format(path)
+    if suffix != ".parquet":
+        _refuse_wide(path)
     if suffix == ".parquet":
         yield from ((row, f"{path} row {number}") for number, row in enumerate(_parquet_rows(path, span), first))
     elif suffix == ".json":
@@ -179,11 +183,20 @@ def _opened(path: str) -> Iterator[BinaryIO]:
         raise UserError(f"cannot read {path}: {error}") from error
 
 
+def _refuse_wide(path: str) -> None:
+    with _opened(path) as file:
+        start = file.read(4)
+    if is_wide(start):
+        raise UserError(f"{path} is not UTF-8; {conversion(start)}")
+
+
 def _json_list(path: str) -> Iterator[tuple[Row | BadRow, str]]:
     try:
         with open(path, encoding="utf-8-sig") as file:
             rows = json.load(file)
     except (OSError, ValueError) as error:
+        if isinstance(error, UnicodeDecodeError):
+            raise UserError(f"{path} is not UTF-8 at byte {error.start}; {conversion(error.object)}") from error
         raise UserError(
             f"cannot read {path} as JSON: {error}; files with one object per line must end in .jsonl"
         ) from error
@@ -235,7 +248,7 @@ def _table_row(names: list[str], fields: list[str], place: str) -> Row | BadRow:
         reason = f"{place} has {len(fields):,} fields and the first line {len(names):,}; put texts in quotation marks"
         return bad_row(place, reason, fields)
     if any("\udc80" <= character <= "\udcff" for field in fields for character in field if character > "\x7f"):
-        return bad_row(place, f"{place} is not UTF-8; fix or remove the row", fields)
+        return bad_row(place, f"{place} is not UTF-8; fix the row, or all of the file: {conversion(b'')}", fields)
     return dict(zip(names, fields, strict=True))
 
 
@@ -259,7 +272,8 @@ def _json_line(line: bytes, place: str) -> Row | BadRow:
     try:
         return _object(json.loads(line.decode("utf-8-sig")), place)
     except UnicodeDecodeError as error:
-        reason = f"{place} is not UTF-8 at byte {error.start}; fix or remove the line"
+        advice = f"fix the line, or all of the file: {conversion(b'')}"
+        reason = f"{place} is not UTF-8 at byte {error.start}; {advice}"
     except ValueError as error:
         reason = f"{place} is not valid JSON ({error}); fix or remove the line"
     except RecursionError:

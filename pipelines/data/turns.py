@@ -22,6 +22,8 @@ SHAREGPT_ROLES = {
 SYSTEM_FIELDS = ("system", "system_prompt")
 # The fields of a turn that templates read, beside role, content and reasoning.
 _TEMPLATE_FIELDS = ("tool_calls", "function_call", "tool_call_id", "name")
+# The most columns that a message names.
+_SHOWN_COLUMNS = 12
 # The fields with which OpenAI's and Axolotl's files leave a turn out of the loss.
 _LOSS_FIELDS = ("weight", "train")
 
@@ -98,6 +100,14 @@ def require_text(value: Any, place: str) -> str:
             "remove it"
         ) from error
     return value
+
+
+def columns(row: Mapping[str, Any]) -> str:
+    """Lists the columns of a row, for a message; those without a value are called empty."""
+    names = [f"{str(name)[:40]}{' (empty)' * (value is None)}" for name, value in row.items()]
+    more = len(names) - _SHOWN_COLUMNS
+    listed = ", ".join(names[:_SHOWN_COLUMNS]) + (f" and {more:,} more" if more > 0 else "")
+    return f"its columns are {listed}" if names else "it has no columns"
 
 
 def turns_before(row: Mapping[str, Any], messages: Messages, place: str) -> Messages:

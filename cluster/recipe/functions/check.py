@@ -3,12 +3,14 @@
 import ast
 import difflib
 import tokenize
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import find_spec
+from typing import Any
 
 from cluster.errors import UserError
 from cluster.recipe.functions.load import MOVED
+from cluster.recipe.functions.signature import CallForm, signature_fault
 
 _DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 # Statements behind which an import is always reached, and finds Python's path as it is now: these, and those without
@@ -20,17 +22,21 @@ _ACTS = (
 )
 
 
-def check_function(name: str) -> None:
-    """Checks that a module has the function that a recipe names, and that the packages which both import are installed.
+def check_function(name: str, form: CallForm | None = None, arguments: Mapping[str, Any] | None = None) -> None:
+    """Checks that a module has the function that a recipe names, that it can be called as the stage calls it, and that
+    the packages which both import are installed.
 
     Cases that the source does not decide pass: modules that are not Python source, names that a module makes when it
     runs, and imports behind a condition or behind statements that may change Python's path.
 
     Args:
         name: module:function.
+        form: how the stage calls it; None does not check that.
+        arguments: the recipe's keyword arguments.
 
     Raises:
-        UserError: the module is not found, is not valid Python, lacks the function, or imports what is not installed.
+        UserError: the module is not found, is not valid Python, lacks the function, or imports what is not installed;
+            or the function takes other arguments, and the message says which it should take.
     """
     module, _, function = name.partition(":")
     module = MOVED.get(module, module)
@@ -48,6 +54,8 @@ def check_function(name: str) -> None:
         raise UserError(
             f"{name}: {spec.origin} has no {function}" + (f"; the nearest name is {near[0]}" if near else "")
         )
+    if form and (fault := signature_fault(tree.body, function, form, arguments or {})):
+        raise UserError(f"{name}: {spec.origin} {fault}")
     body = next((item.body for item in tree.body if isinstance(item, _DEFINITIONS) and item.name == function), [])
     for statement in _certain_imports(tree.body, body):
         for imported in _imported_modules(statement):

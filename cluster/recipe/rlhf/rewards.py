@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, AnyHttpUrl, Field, TypeAdapter, model_validator
 
 from cluster.recipe.base import FunctionName, Hack, Positive, PositiveFloat, Section
+from cluster.recipe.functions.signature import ENVIRONMENT, REWARD
 
 
 def _http_url(text: str) -> str:
@@ -23,7 +24,7 @@ class Reward(Section):
         description="the run's reward model, a Python function, an HTTP server, or the reward that the class of "
         "rlhf.environment gives",
     )
-    function: FunctionName | None = Field(
+    function: Annotated[FunctionName | None, REWARD] = Field(
         None, description="for kind function: module:function(question, answer) -> number"
     )
     url: Url | None = Field(
@@ -64,7 +65,7 @@ class Reward(Section):
 class EnvironmentSettings(Section):
     """A class or function that plays the user or a tool, for conversations of several turns."""
 
-    function: FunctionName = Field(
+    function: Annotated[FunctionName, ENVIRONMENT] = Field(
         description="module:name of a class with reset and step, actors/types.py has its methods; or of a "
         "function(question, answers) -> the next message (a text, or role and content), or None to end"
     )

@@ -1,5 +1,6 @@
 """Finds and opens input files, by local path or by URI."""
 
+import difflib
 import io
 import os
 import re
@@ -7,17 +8,28 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from glob import glob
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, cast
 
 from cluster.errors import UserError
-from cluster.run.storage.remote import RemoteFile, StoredFile, absolute, is_remote, remote_files, remote_info
+from cluster.run.storage.remote import (
+    RemoteFile,
+    StoredFile,
+    absolute,
+    is_remote,
+    remote_files,
+    remote_info,
+    shown_name,
+)
 
 # Bytes a read: across a network every read is a request.
 _REMOTE_BUFFER = 4 << 20
 # In a URI a question mark starts the options, so it is not a wildcard there.
 _REMOTE_WILDCARD = re.compile(r"[*\[]")
 _LOCAL_WILDCARD = re.compile(r"[*?\[]")
+# The most names of a folder that a message lists, and that are looked through for them.
+_SHOWN_NAMES, _MOST_NAMES = 5, 1000
 
 
 def find_files(pattern: str) -> list[StoredFile]:
@@ -37,6 +49,31 @@ def find_files(pattern: str) -> list[StoredFile]:
     else:
         names = _below(str(path)) if "**" in path.parts else map(Path, glob(str(path)))
     return [_local_info(file) for file in sorted(names) if file.is_file()]
+
+
+def no_match(pattern: str) -> str:
+    """Says that no file matches a path, URI or glob, and on this machine which folder was searched and what is in it:
+    the names that are most like the pattern's, first."""
+    said = f"no file matches {shown_name(pattern)}"
+    if is_remote(pattern):
+        return said
+    place = Path(absolute(pattern))
+    searched = place if place.is_dir() else Path(glob_root(pattern))
+    if searched == place and not place.is_dir():
+        searched = place.parent
+    folder = next(above for above in (searched, *searched.parents) if above.is_dir())
+    wanted = place.name if folder == searched else searched.relative_to(folder).parts[0]
+    missing = "" if folder == searched else f"there is no folder {folder / wanted}, and "
+    try:
+        with os.scandir(folder) as entries:
+            names = [entry.name + "/" * entry.is_dir() for entry in islice(entries, _MOST_NAMES)]
+    except OSError as error:
+        return f"{said}: {missing}{folder} cannot be listed: {error.strerror}"
+    names = sorted(name for name in names if name[0] != ".")
+    names.sort(key=lambda name: difflib.SequenceMatcher(None, name.rstrip("/"), wanted).ratio(), reverse=True)
+    more = len(names) - _SHOWN_NAMES
+    listed = ", ".join(names[:_SHOWN_NAMES]) + (f" and {more:,} more" if more > 0 else "")
+    return f"{said}: {missing}the folder {folder} {f'has {listed}' if names else 'is empty'}"
 
 
 def _below(pattern: str) -> Iterator[Path]:

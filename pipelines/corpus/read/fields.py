@@ -44,6 +44,8 @@ def _string(value: Any, field: str, encoding: str) -> str:
             return value.decode(encoding)
         except UnicodeDecodeError as error:
             raise FieldError(f": {field!r} is not {encoding} at byte {error.start}; fix or remove it") from error
+    if value is None:
+        raise FieldError(f": {field!r} is null; fill it in or remove the row")
     if not isinstance(value, str):
         raise FieldError(f": {field!r} is {type(value).__name__}, not text; fix or remove it")
     return value

@@ -16,6 +16,7 @@ from pipelines.corpus.read.lines import Span, read_lines
 from pipelines.corpus.read.records import MAXIMUM_RECORD_BYTES, BadRecord, DamageError, Item, Skipped, excerpt, unread
 from pipelines.corpus.read.rows import holds_lines, read_csv, read_values
 from pipelines.corpus.read.unpack import unpacked
+from pipelines.data.encodings import encoding_advice, is_wide, likely_encoding
 
 # Kinds of files by suffix, in any case; those of `_PACKED` may also end with .gz or .zst.
 _KINDS = {
@@ -167,8 +168,12 @@ def _read_text(name: str, packing: str | None, encoding: str) -> str | BadRecord
             return unread(name, 0, "from its start", error, size, None)
     if len(data) > MAXIMUM_RECORD_BYTES:
         return BadRecord(name, 0, f"{name} has more than {MAXIMUM_RECORD_BYTES:,} bytes; split it or set text_lines")
+    if encoding == "utf-8" and is_wide(data):
+        reason = f"{name} is not UTF-8; set encoding of this source to {likely_encoding(data)}, or convert it"
+        return BadRecord(name, 0, reason, excerpt(data))
     try:
         return data.decode("utf-8-sig" if encoding == "utf-8" else encoding)
     except UnicodeDecodeError as error:
-        reason = f"{name} is not {encoding.upper()} at byte {error.start}; set encoding of this source, or convert it"
+        advice = f"{encoding_advice(encoding)}, or convert it"
+        reason = f"{name} is not {encoding.upper()} at byte {error.start}; {advice}"
         return BadRecord(name, error.start, reason, excerpt(data[error.start :]))

@@ -10,6 +10,7 @@ from pipelines.corpus.heartbeat import progress
 from pipelines.corpus.read.fields import FieldError, text_of
 from pipelines.corpus.read.records import MAXIMUM_RECORD_BYTES, BadRecord, DamageError, Item, excerpt, unread
 from pipelines.corpus.read.unpack import BUFFER, unpacker
+from pipelines.data.encodings import conversion, encoding_advice, is_wide
 
 # A range [start, stop) of the bytes of a file of lines, or of the row groups of a Parquet file.
 Span = tuple[int, int]
@@ -106,6 +107,9 @@ def _parse(
 
     if size > MAXIMUM_RECORD_BYTES:
         return bad(f" has {size:,} bytes, more than {MAXIMUM_RECORD_BYTES:,}; split or remove the line")
+    if encoding == "utf-8" and is_wide(line):
+        # Files in UTF-16 cannot be cut into lines.
+        return bad(f" is not UTF-8; {conversion(line)}")
     try:
         content = line.decode("utf-8-sig" if encoding == "utf-8" else encoding)
         if text_field is None:
@@ -114,7 +118,8 @@ def _parse(
     except json.JSONDecodeError as error:
         return bad(f" is not valid JSON: {error.msg}; fix or remove the line")
     except UnicodeDecodeError as error:
-        return bad(f" is not {encoding.upper()} at byte {error.start}; fix or remove the line")
+        advice = f"{encoding_advice(encoding)}, or fix the line"
+        return bad(f" is not {encoding.upper()} at byte {error.start}; {advice}")
     except RecursionError:
         return bad(" is nested too deeply; fix or remove the line")
     except FieldError as error:

@@ -12,6 +12,7 @@ from cluster.run.storage.remote import shown_name
 from pipelines.corpus.read.fields import FieldError, text_of
 from pipelines.corpus.read.records import MAXIMUM_RECORD_BYTES, BadRecord, DamageError, Item, unread
 from pipelines.corpus.read.unpack import unpacked
+from pipelines.data.encodings import encoding_advice, is_wide
 
 # Characters read at once; more for a JSON value that is longer.
 _PIECE = 1 << 16
@@ -34,8 +35,11 @@ def read_values(name: str, packing: str | None, text_field: str, encoding: str) 
     number = 0
     with open_file(name) as stored:
         try:
-            for number, row in enumerate(_values(_text_file(packing, stored, size, encoding), stored)):
-                yield number, _text(name, number, row, text_field)
+            file = _text_file(packing, stored, size, encoding)
+            held = file.read(_PIECE).lstrip()
+            _refuse_wide(name, held)
+            for number, row in enumerate(_values(file, stored, held)):
+                yield number, _text(name, number, row, text_field, encoding)
         except DamageError as error:
             yield number, unread(name, number, f"after value {number + 1}", error, size, None)
 
@@ -56,6 +60,7 @@ def read_csv(
         rows = csv.reader(_text_file(packing, stored, size, encoding), delimiter=delimiter)
         try:
             names = next(rows, [])
+            _refuse_wide(name, "".join(names))
             if text_field not in names:
                 had = ", ".join(names[:8])
                 raise UserError(
@@ -69,18 +74,18 @@ def read_csv(
                 else:
                     if row is None:
                         return
-                    yield number, _row_text(name, number, names, row, text_field)
+                    yield number, _row_text(name, number, names, row, text_field, encoding)
                 number += 1
         except DamageError as error:
             yield number, unread(name, number, f"after row {number}", error, size, None)
 
 
-def _row_text(name: str, number: int, names: list[str], row: list[str], text_field: str) -> Item:
+def _row_text(name: str, number: int, names: list[str], row: list[str], text_field: str, encoding: str) -> Item:
     if len(row) > len(names):
         # A text with a delimiter in it and without quotation marks would lose its end.
         more = f"has {len(row):,} fields and the first row {len(names):,}; put the text in quotation marks"
         return BadRecord(name, number, f"{name} row {number + 1} {more}")
-    return _text(name, number, dict(zip(names, row, strict=False)), text_field)
+    return _text(name, number, dict(zip(names, row, strict=False)), text_field, encoding)
 
 
 def _text_file(packing: str | None, stored: BinaryIO, size: int, encoding: str) -> io.TextIOWrapper:
@@ -89,20 +94,27 @@ def _text_file(packing: str | None, stored: BinaryIO, size: int, encoding: str) 
     return io.TextIOWrapper(unpacked(packing, stored, size), known, errors="surrogateescape", newline="")
 
 
-def _text(name: str, number: int, row: object, text_field: str) -> Item:
+def _text(name: str, number: int, row: object, text_field: str, encoding: str) -> Item:
     try:
         text = text_of(row, text_field)
     except FieldError as error:
         return BadRecord(name, number, f"{name} row {number + 1}{error}")
     if not text.isascii() and any("\udc80" <= character <= "\udcff" for character in text):
-        return BadRecord(name, number, f"{name} row {number + 1} has bytes that its encoding lacks; fix the row")
+        advice = f"has bytes that its encoding lacks; {encoding_advice(encoding)}, or fix the row"
+        return BadRecord(name, number, f"{name} row {number + 1} {advice}")
     return text
 
 
-def _values(file: io.TextIOWrapper, stored: BinaryIO) -> Iterator[object]:
-    """Yields the values of an array, or of a row of values, one by one."""
+def _refuse_wide(name: str, start: str) -> None:
+    """Refuses a file that is in UTF-16 and read as UTF-8, by its first characters."""
+    data = start[:8].encode("utf-8", "surrogateescape")
+    if is_wide(data):
+        raise UserError(f"{shown_name(name)} is in UTF-16: set encoding of this source to utf-16, or convert the file")
+
+
+def _values(file: io.TextIOWrapper, stored: BinaryIO, held: str) -> Iterator[object]:
+    """Yields the values of an array, or of a row of values, one by one; `held` is the file's beginning, as read."""
     decoder = json.JSONDecoder()
-    held = file.read(_PIECE).lstrip()
     array = held.startswith("[")
     held = held[1:] if array else held
     while True:

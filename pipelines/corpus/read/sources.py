@@ -11,7 +11,7 @@ from typing import Any
 from cluster.errors import UserError
 from cluster.recipe.corpus import Source
 from cluster.recipe.functions import SOURCE_SECONDS, failure_reason, items_within, load_function
-from cluster.run.storage.files import find_files, glob_root, relative_name
+from cluster.run.storage.files import find_files, glob_root, no_match, relative_name
 from cluster.run.storage.remote import StoredFile, shown_name
 from pipelines.corpus.read.extractor import Extractor
 from pipelines.corpus.read.files import SUFFIXES, Reading, format_of, read_file, spans
@@ -237,11 +237,11 @@ def _files_of(source: Source) -> tuple[list[StoredFile], list[str]]:
     # A path that names one file means that file.
     alone = len(matching) == 1 and matching[0].name.endswith(source.path)
     found = [file for file in matching if format_of(file.name) and (alone or not _is_companion(file.name))]
-    suffixes = ", ".join(SUFFIXES)
     if matching and not found:
+        suffixes = ", ".join(SUFFIXES)
         raise UserError(f"cannot read {shown_name(matching[0].name)} as text: a corpus source takes {suffixes} files")
     if not found:
-        raise UserError(f"no {suffixes} file matches {shown_name(source.path)}; fix the path of this corpus source")
+        raise UserError(f"{no_match(source.path)}; fix the path of this corpus source")
     if source.split or source.subset:
         return files_of_split(glob_root(source.path), found, source.split, source.subset), []
     skipped = [file for file in matching if file not in found]

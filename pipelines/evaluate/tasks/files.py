@@ -9,6 +9,8 @@ from typing import Any
 
 from cluster.errors import UserError
 from cluster.recipe.evaluate import TaskFile
+from cluster.run.storage.files import no_match
+from pipelines.data.encodings import conversion
 from pipelines.data.row_files import BadRow, Row, good_row
 from pipelines.data.source_rows import file_rows
 from pipelines.evaluate.tasks.items import EvaluationTask
@@ -50,7 +52,7 @@ def file_tasks(settings: TaskFile) -> list[EvaluationTask]:
 def _rows(pattern: str) -> Iterator[tuple[Row | BadRow, str]]:
     paths = [pattern] if Path(pattern).is_file() else sorted(glob(pattern, recursive=True))
     if not paths:
-        raise UserError(f"evaluate.tasks: no file matches {pattern}")
+        raise UserError(f"evaluate.tasks: {no_match(pattern)}")
     for path in paths:
         if (rows := _nested(path)) is not None:
             yield from ((row, f"{path} row {number}") for number, row in enumerate(rows))
@@ -64,6 +66,8 @@ def _nested(path: str) -> list[dict[str, Any]] | None:
         return None
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 at byte {error.start}; {conversion(error.object)}") from error
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path} as JSON: {error}") from error
     if not isinstance(content, dict):

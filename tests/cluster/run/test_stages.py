@@ -163,7 +163,8 @@ def test_a_file_that_changes_changes_the_configuration(recipe_path: Path, tmp_pa
     (tmp_path / "text.txt").write_text("other text")
     assert stage_config(stage_named("corpus"), recipe) != before
     (tmp_path / "text.txt").unlink()
-    with pytest.raises(UserError, match=r"no file matches .*text\.txt"):
+    (tmp_path / "texts.txt").touch()
+    with pytest.raises(UserError, match=rf"no file matches .*text\.txt: the folder {tmp_path} has texts\.txt, "):
         check_sources(recipe)
 
 

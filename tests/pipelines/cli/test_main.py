@@ -32,8 +32,11 @@ def tree(folder: Path) -> str:
         (["run", "recipe.yaml", "rlhf.stps=3"], "nearest known key is 'rlhf.steps'"),
         (["run", "recipe.yaml", "rlhf.steps=many"], "valid integer"),
         (["run", "recipe.yaml", "rlhf.steps=0"], "greater than 0"),
-        (["run", "recipe.yaml", "corpus.sources.0.path=gone.txt"], "no file matches gone.txt"),
-        (["run", "recipe.yaml", "corpus.previous_corpora=[gone]"], "no file matches gone/manifest.json"),
+        (["run", "recipe.yaml", "corpus.sources.0.path=gone.txt"], "no file matches gone.txt: the folder /"),
+        (
+            ["run", "recipe.yaml", "corpus.previous_corpora=[gone]"],
+            "no file matches gone/manifest.json: there is no folder /",
+        ),
         (["run", "recipe.yaml", "corpus.decontaminate={files: [gone.json]}"], "no file matches gone.json"),
         (["run", "recipe.yaml", "evaluate.exam.function=gone.exam:exam"], "Python finds no module gone"),
         (

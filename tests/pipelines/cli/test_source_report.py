@@ -30,6 +30,7 @@ def test_all_rows_are_counted_and_the_first_bad_ones_named(recipe_path: Path) ->
         ("collect", "35", "0"),
     ]
     assert shown.count("chats.jsonl line") == 3
+    assert f"… and 2 more of sft: {folder}/chats.jsonl cannot be used" in shown.replace("\n", "")
     assert "text.jsonl" in shown
 
 

@@ -4,8 +4,9 @@ from collections import Counter
 
 import pytest
 
+from cluster.errors import UserError
 from cluster.recipe.collect import ChatSource
-from pipelines.data.prompts import PromptText, interleave_kinds, read_prompts, split_prompts
+from pipelines.data.prompts import PromptText, interleave_kinds, prompt_of, read_prompts, split_prompts
 from tests.demo_recipe import DEMO_PROMPTS
 
 DEMO_SOURCES = [ChatSource(**DEMO_PROMPTS)]
@@ -35,3 +36,20 @@ def test_both_sides_of_the_split_have_prompts(count: int, share: float, held_out
     found = split_prompts(names, share, 1)
     assert Counter(found.values()) == {"held_out": held_out, "train": count - held_out}
     assert found == split_prompts(names, share, 1)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (
+            {"prompt": None, "kind": "a"},
+            'row 1: "prompt" is empty; fill it in or remove the row (its columns are prompt ',
+        ),
+        ({"instruction": None}, 'row 1: "instruction" is empty'),
+        ({"text": "a", "kind": "b"}, "'question'; its columns are text, kind"),
+    ],
+)
+def test_a_row_without_a_prompt_is_refused_with_its_columns(row: dict[str, str | None], message: str) -> None:
+    with pytest.raises(UserError) as found:
+        prompt_of(row, "row 1")
+    assert message in str(found.value)

@@ -89,7 +89,8 @@ def test_a_row_of_a_table_that_cannot_be_read_is_named_by_its_line(tmp_path: Pat
     ]
     assert bad[0] == f"{path} line 3 has 3 fields and the first line 2; put texts in quotation marks"
     assert bad[1].startswith(f"{path} line 5 is not valid CSV")
-    assert bad[2] == f"{path} line 6 is not UTF-8; fix or remove the row"
+    assert bad[2].startswith(f"{path} line 6 is not UTF-8; fix the row, or all of the file: it may be in another ")
+    assert "`iconv -f cp1252 -t utf-8`" in bad[2]
     path.write_text('prompt,response\na,b\nc,"d\ne,f\ng,h\n')
     with pytest.raises(UserError, match="line 3: a quotation mark of this row is never closed"):
         list(file_rows(str(path)))
@@ -102,19 +103,29 @@ def test_a_row_of_a_table_that_cannot_be_read_is_named_by_its_line(tmp_path: Pat
         ("chats.jsonl.zst", "", "is in no format"),
         ("folder", None, "is a folder: name the files in it, such as "),
         ("chats.csv", "question,reply\na,b\n", 'line 2 has none of "messages"'),
+        ("chats.csv", "question,reply\na,b\n", "; its columns are question, reply"),
+        ("chats.jsonl", '{"prompt": "a", "response": null}', 'line 1: "response" is empty; fill it in'),
+        ("chats.csv", "prompt,response\na,b\n".encode("utf-16"), "chats.csv is not UTF-8; it is in UTF-16: convert it"),
+        ("chats.jsonl", '{"prompt": "a"}\n'.encode("utf-16-le"), "chats.jsonl is not UTF-8; it is in UTF-16"),
+        ("chats.json", '[{"prompt": "é"}]'.encode("latin-1"), "is not UTF-8 at byte 13; it may be in another encoding"),
+        (
+            "chats.jsonl",
+            '{"prompt": "é"}'.encode("latin-1"),
+            "line 1 is not UTF-8 at byte 12; mend the line, or all of",
+        ),
         ("chats.jsonl", "{\n[]\n", "line 1 is not valid JSON"),
         ("chats.jsonl", '{"prompt": ""}\n', 'line 1 has none of "messages"'),
         ("chats.csv", "prompt,prompt\na,b\n", "the first line must name the columns, each differently"),
     ],
 )
 def test_files_without_a_conversation_are_refused_before_a_run(
-    tmp_path: Path, name: str, content: str | None, message: str
+    tmp_path: Path, name: str, content: str | bytes | None, message: str
 ) -> None:
     path = tmp_path / name
     if content is None:
         path.mkdir()
     else:
-        path.write_text(content)
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
     with pytest.raises(UserError) as found:
         check_first_rows([ChatSource(kind="files", path=str(path))], conversation_of)
     assert message in str(found.value)

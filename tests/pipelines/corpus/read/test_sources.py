@@ -115,7 +115,8 @@ def test_sources_of_the_same_kind_have_different_names() -> None:
         (b'{"body": "x", "id": 1}', "has no 'text', only body, id"),
         (b'{"text": 7}', ": 'text' is int, not text"),
         (b'{"text": "x", "n": %s}' % (b"1" * 5000), "has a number of too many digits"),
-        (b'{"text": "\xff"}', "is not UTF-8 at byte 10"),
+        (b'{"text": null}', ": 'text' is null"),
+        (b'{"text": "\xff"}', "is not UTF-8 at byte 10; set encoding of this source, such as cp1252, or mend the line"),
         (b"[" * 100_000, "is nested too deeply"),
     ],
 )
@@ -197,8 +198,8 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
     assert skipped == ["empty files", "empty files"]
     for name, complaint in [
         ("odd.parquet", "is damaged from its start (Parquet, "),
-        ("null.parquet", "row 2: 'text' is NoneType, not text"),
-        ("latin.txt", "is not UTF-8 at byte 3"),
+        ("null.parquet", "row 2: 'text' is null"),
+        ("latin.txt", "is not UTF-8 at byte 3; set encoding of this source, such as cp1252"),
     ]:
         (found,) = [item for item in bad if item.file == str(tmp_path / name)]
         assert complaint in found.reason
@@ -209,6 +210,24 @@ def test_a_parquet_file_without_the_text_field_is_a_mistake_in_the_recipe(tmp_pa
     pq.write_table(pa.table({"body": ["x"]}), tmp_path / "other.parquet")
     with pytest.raises(UserError, match="has no column 'text', only body"):
         read(tmp_path / "other.parquet")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "advice"),
+    [
+        ("a.jsonl", '{"text": "one"}\n', "it is in UTF-16: convert it to UTF-8"),
+        ("a.txt", "one", "set encoding of this source to utf-16"),
+        ("a.csv", "text\none\n", "set encoding of this source to utf-16"),
+        ("a.json", '[{"text": "one"}]', "set encoding of this source to utf-16"),
+    ],
+)
+def test_a_file_in_utf_16_is_refused_with_what_to_set(tmp_path: Path, name: str, content: str, advice: str) -> None:
+    (tmp_path / name).write_bytes(content.encode("utf-16"))
+    try:
+        reason = read(tmp_path / name)[1][0].reason
+    except UserError as error:
+        reason = str(error)
+    assert advice in reason
 
 
 def test_bad_records_do_not_count_towards_a_limit(tmp_path: Path) -> None:
