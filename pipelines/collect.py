@@ -39,7 +39,7 @@ from pipelines.collect_rankings import (
 )
 from pipelines.data import rankings
 from pipelines.data.annotators import SyntheticAnnotator, annotator_failures
-from pipelines.data.balance import require_enough
+from pipelines.data.balance import balance, require_enough
 from pipelines.data.feedback.io import storable
 from pipelines.data.people_rows import PeopleRows, people_rows, source_figures
 from pipelines.data.prompts import all_prompts, prompt_losses, select_prompts, split_prompts
@@ -66,9 +66,11 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
     if settings.annotator == "imported":
         return _import_rankings(recipe, run, out, chat)
     weights = run.require("sft").weights or ""
-    own, seconds = settings.annotator, settings.timeout_seconds
-    synthetic = SyntheticAnnotator.of(own, seconds) if isinstance(own, Call) else None
+    own, limits = settings.annotator, (settings.timeout_seconds, settings.at_once)
+    synthetic = SyntheticAnnotator.of(own, *limits) if isinstance(own, Call) else None
     prompts = plan_round(recipe, chat, weights)
+    if shortage := prompt_shortage(recipe, chat, len(prompts.rows)):
+        console.print(shortage, markup=False, highlight=False, soft_wrap=True)
     if synthetic:
         details = {name: row.details for name, row in prompts.rows.items()}
         synthetic.check(details, settings.max_failed_rankings)
@@ -102,6 +104,8 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
     return Result(
         metrics={
             "prompts": len(prompts.rows),
+            "prompts_asked_for": settings.prompts,
+            "advice": shortage,
             "completions": sum(map(len, counts.values())),
             "prompts_by_distinct_answers": {str(number): count for number, count in sorted(variety.prompts.items())},
             **_write_rankings(rows, others, out),
@@ -194,6 +198,16 @@ def plan_round(recipe: Recipe, chat: Chat, weights: str) -> CollectedPrompts:
         rows[name] = feedback.FeedbackPrompt(id=name, messages=text.messages, details=details, split=split[text.id])
         token_ids[name] = rendered
     return CollectedPrompts(rows, token_ids)
+
+
+def prompt_shortage(recipe: Recipe, chat: Chat, chosen: int) -> str:
+    """Says how many prompts there were, and why, if fewer were chosen than `collect.prompts` asks for; else empty."""
+    wanted = recipe.collect.prompts
+    if chosen >= wanted:
+        return ""
+    needed = f"and collect.prompts asks for {wanted:,}"
+    remedy = "add prompts, or lower collect.prompts"
+    return balance("prompts of collect.sources", chosen, prompt_losses(recipe, chat), needed, remedy)
 
 
 def sample_missing(

@@ -104,17 +104,20 @@ def rank_synthetically(
     """
     informative = answer_variety(database, prompts, annotator, chat.end_ids).informative
     known = {ranking.prompt_id for ranking in database.rankings() if ranking.annotator == annotator.name}
+    completions = stored_completions(database, prompts)
+    names = [name for name in completions if name in informative - known]
     found = list[Ranking]()
+
+    def ranked(name: str) -> Ranking:
+        return rankings.rank_completions(prompts.rows[name], completions[name], chat.end_ids, annotator, seed)
+
     try:
-        for name, completions in stored_completions(database, prompts).items():
-            if name not in informative - known:
+        for ranking in annotator.each(ranked, names):
+            if isinstance(ranking, CallFailedError):
+                failures.add(ranking)
                 continue
-            try:
-                row = prompts.rows[name]
-                found.append(rankings.rank_completions(row, completions, chat.end_ids, annotator, seed))
-                failures.passed()
-            except CallFailedError as error:
-                failures.add(error)
+            found.append(ranking)
+            failures.passed()
             if len(found) >= STORE_BATCH:
                 # A function may take seconds for each, all of which a kill would lose.
                 database.add_rankings(found)
@@ -178,15 +181,18 @@ def ranking_rows(
         if annotator
         else [one for one in peoples if one.ranks and one.prompt_id in prompts.rows]
     )
-    for ranking in sorted(given, key=lambda one: (one.prompt_id, one.annotator)):
+
+    def made(ranking: Ranking) -> dict[str, Any]:
         name = ranking.prompt_id
         prompt, ids = prompts.rows[name], prompts.token_ids[name]
-        try:
-            row = rankings.ranking_row(prompt, completions[name], ranking, ids, chat.end_ids, annotator)
-            failures.passed()
-        except CallFailedError as error:
-            failures.add(error)
+        return rankings.ranking_row(prompt, completions[name], ranking, ids, chat.end_ids, annotator)
+
+    in_turn = sorted(given, key=lambda one: (one.prompt_id, one.annotator))
+    for row in annotator.each(made, in_turn) if annotator else map(made, in_turn):
+        if isinstance(row, CallFailedError):
+            failures.add(row)
             continue
+        failures.passed()
         if len(row["answers"]) > 1:
             rows.append(row)
     return rows

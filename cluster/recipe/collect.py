@@ -69,6 +69,11 @@ class Collect(Section):
     timeout_seconds: PositiveFloat = Field(
         60, description="for a function as annotator: the most seconds to rank the answers to one prompt"
     )
+    at_once: Positive = Field(
+        8,
+        description="for a function as annotator: how many prompts it is called for side by side, in threads; 1 for a "
+        "function that must not be called from several threads",
+    )
     held_out_share: Annotated[float, Field(gt=0, le=0.5)] = Field(
         0.15, description="share of the prompts whose rankings test the reward model instead of training it"
     )

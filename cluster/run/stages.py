@@ -36,6 +36,7 @@ EXECUTION_KEYS: dict[str, Any] = {
             "max_failed_verdicts",
             "max_failed_gradings",
             "timeout_seconds",
+            "at_once",
             "samples",
             "sample_tokens",
         ),

@@ -64,8 +64,7 @@ def print_sources(recipe: Recipe, console: Console, seconds: float = SECONDS) ->
         table.add_row(section, name, f"{found.rows:,}{more}", f"{found.bad:,}")
         reasons += found.reasons or [f"{section}: {name} holds no rows"] * (found.rows == 0)
         if found.bad > SHOWN_BAD:
-            more = found.bad - SHOWN_BAD
-            reasons.append(f"… and {more:,} more of {section}: {name} cannot be used")
+            reasons.append(f"… and {found.bad - SHOWN_BAD:,} more of {section}: {name} cannot be used")
     if counted:
         console.print(table)
     sources: list[Source | ChatSource] = [*recipe.corpus.sources, *recipe.sft.sources, *recipe.collect.sources]

@@ -1,17 +1,20 @@
 """Synthetic annotators: functions that rank answers in place of people, which a recipe names as module:function."""
 
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from numbers import Integral
-from typing import Any
+from typing import Any, TypeVar
 
 from cluster.errors import StageError, UserError
 from cluster.feedback import CODE
 from cluster.recipe.base import Call
-from cluster.recipe.functions import LateError, call_within, failure_reason, load_function
+from cluster.recipe.functions import LateError, call_within, failure_reason, in_order, load_function
 from pipelines.data.call_failures import ATTEMPTS, CallFailedError, CallFailures
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -53,22 +56,36 @@ class SyntheticAnnotator:
         name: the name under which its rankings are stored, which marks them as not a person's.
         function: ranks.
         seconds: the most for one call.
+        at_once: how many prompts it judges side by side.
     """
 
     name: str
     function: Annotator
     seconds: float = 60.0
+    at_once: int = 8
 
     @classmethod
-    def of(cls, call: Call, seconds: float = 60.0) -> "SyntheticAnnotator":
-        """Loads the annotator that a recipe names, each of whose calls may take so many seconds.
+    def of(cls, call: Call, seconds: float = 60.0, at_once: int = 8) -> "SyntheticAnnotator":
+        """Loads the annotator that a recipe names; the other arguments are the attributes.
 
         Raises:
             UserError: the function cannot be loaded.
         """
         arguments = "".join(f" {name}={value}" for name, value in sorted(call.arguments.items()))
         function = partial(load_function(call.function, "annotator"), **call.arguments)
-        return cls(f"{CODE}{call.function}{arguments})", function, seconds)
+        return cls(f"{CODE}{call.function}{arguments})", function, seconds, at_once)
+
+    def each(self, judge: Callable[[T], R], items: Iterable[T]) -> Iterator[R | CallFailedError]:
+        """Calls `judge`, which asks this annotator, for `at_once` items side by side, and yields what it returns, or
+        its failure, in the order of the items."""
+
+        def judged(item: T) -> R | CallFailedError:
+            try:
+                return judge(item)
+            except CallFailedError as error:
+                return error
+
+        return in_order(judged, items, self.at_once)
 
     def check(self, prompts: Mapping[str, Mapping[str, Any]], max_failed: float = 0.0) -> None:
         """Tries the function on two empty answers to every prompt.
@@ -82,17 +99,16 @@ class SyntheticAnnotator:
         """
         empty = [JudgedAnswer("", False), JudgedAnswer("", True)]
         failures = annotator_failures(len(prompts), max_failed)
-        for name, prompt in prompts.items():
-            try:
-                self.judge(name, prompt, empty, "check")
+        for found in self.each(lambda name: self.judge(name, prompts[name], empty, "check"), prompts):
+            if not isinstance(found, CallFailedError):
                 failures.passed()
-            except CallFailedError as error:
-                try:
-                    failures.add(error)
-                except StageError as limit:
-                    raise UserError(
-                        f"{limit}; choose other prompts, another annotator, or collect.annotator=people"
-                    ) from error
+                continue
+            try:
+                failures.add(found)
+            except StageError as limit:
+                raise UserError(
+                    f"{limit}; choose other prompts, another annotator, or collect.annotator=people"
+                ) from found
 
     def judge(self, name: str, prompt: Mapping[str, Any], answers: Sequence[JudgedAnswer], seed: str) -> GradedRanking:
         """Ranks answers to one prompt. A function that fails is tried `ATTEMPTS` times, with the same randomness.

@@ -177,9 +177,9 @@ def _layout(row: Row, place: str) -> str:
     for layout, fields in EXCHANGE_LAYOUTS.items():
         if all(row.get(name) is not None for name in fields):
             return layout
-    for fields in (("messages",), ("conversations",), *EXCHANGE_LAYOUTS.values()):
-        if all(name in row for name in fields):
-            empty = " and ".join(f'"{name}"' for name in fields if row[name] is None)
+    for names in [("messages",), ("conversations",), *EXCHANGE_LAYOUTS.values()]:
+        if all(name in row for name in names):
+            empty = " and ".join(f'"{name}"' for name in names if row[name] is None)
             raise UserError(f"{place}: {empty} is empty; fill it in or remove the row ({columns(row)})")
     pairs = ", ".join(f'"{user}" with "{assistant}"' for user, assistant in EXCHANGE_LAYOUTS.values())
     raise UserError(f'{place} has none of "messages", "conversations", {pairs}; {columns(row)}')

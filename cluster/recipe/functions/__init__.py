@@ -7,6 +7,7 @@ from cluster.recipe.functions.deadline import (
     LateError,
     call_within,
     failure_reason,
+    in_order,
     items_within,
     one_line,
 )
@@ -18,6 +19,7 @@ __all__ = [
     "call_within",
     "check_function",
     "failure_reason",
+    "in_order",
     "is_coroutine_function",
     "items_within",
     "load_function",

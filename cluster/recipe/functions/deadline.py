@@ -3,11 +3,13 @@
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from types import FrameType
 from typing import Any, TypeVar
 
+Item = TypeVar("Item")
 T = TypeVar("T")
 
 # The most seconds for an exam, or for a source's next row or text: they may have to fetch a data set first.
@@ -58,6 +60,26 @@ def items_within(seconds: float, function: Callable[[], Iterable[T]]) -> Iterato
         yield item
 
 
+def in_order(function: Callable[[Item], T], items: Iterable[Item], at_once: int) -> Iterator[T]:
+    """Calls a function for each item, and yields the results in the order of the items.
+
+    Args:
+        function: raises nothing: a failure is a result.
+        items: its arguments.
+        at_once: how many calls run side by side, each in a thread of its own; with 1 they run in this thread.
+    """
+    waiting = deque[Future[T]]()
+    for item in items:
+        if at_once == 1:
+            yield function(item)
+            continue
+        if len(waiting) == at_once:
+            yield waiting.popleft().result()
+        waiting.append(_started(function, item))
+    while waiting:
+        yield waiting.popleft().result()
+
+
 def failure_reason(error: BaseException) -> str:
     """Says in one line how a user's function failed, to follow its name."""
     try:
@@ -97,6 +119,17 @@ def _interrupted(seconds: float, function: Callable[..., T], arguments: tuple[An
 
 
 def _in_thread(seconds: float, function: Callable[..., T], arguments: tuple[Any, ...]) -> T:
+    answer = _started(function, *arguments)
+    try:
+        return answer.result(seconds)
+    except TimeoutError:
+        if answer.done():
+            raise
+        raise LateError(f"took longer than {seconds:g} s") from None
+
+
+def _started(function: Callable[..., T], *arguments: Any) -> Future[T]:
+    """Starts a call in a thread that does not keep the process alive, and returns its future value."""
     answer: Future[T] = Future()
 
     def call() -> None:
@@ -106,9 +139,4 @@ def _in_thread(seconds: float, function: Callable[..., T], arguments: tuple[Any,
             answer.set_exception(error)
 
     threading.Thread(target=call, name="a user's function", daemon=True).start()
-    try:
-        return answer.result(seconds)
-    except TimeoutError:
-        if answer.done():
-            raise
-        raise LateError(f"took longer than {seconds:g} s") from None
+    return answer

@@ -117,7 +117,7 @@ def _call_fault(own: ast.arguments, form: CallForm, arguments: Mapping[str, Any]
 def _signature(own: ast.arguments) -> inspect.Signature:
     """Builds the signature of a definition, without annotations, and with None for every default."""
     kinds, made = inspect.Parameter, list[inspect.Parameter]()
-    placed = [(one, kinds.POSITIONAL_ONLY) for one in own.posonlyargs]
+    placed: list[tuple[ast.arg, Any]] = [(one, kinds.POSITIONAL_ONLY) for one in own.posonlyargs]
     placed += [(one, kinds.POSITIONAL_OR_KEYWORD) for one in own.args]
     first_default = len(placed) - len(own.defaults)
     for number, (one, kind) in enumerate(placed):

@@ -2,6 +2,7 @@
 
 import json
 import random
+import threading
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -23,7 +24,7 @@ from pipelines.collect_rankings import (
     ranking_rows,
 )
 from pipelines.data.annotators import JudgedAnswer, SyntheticAnnotator
-from pipelines.data.call_failures import ATTEMPTS, LATE_IN_A_ROW
+from pipelines.data.call_failures import ATTEMPTS, LATE_IN_A_ROW, CallFailedError
 from tests.pipelines.collect.answers import (
     BY_LENGTH,
     DEMO_ANNOTATOR,
@@ -155,6 +156,23 @@ def test_rankings_are_stored_as_they_are_made(
         stored.append(len(database.rankings()))
         return annotator.function(*given)
 
-    rank_synthetically(replace(annotator, function=looks), 1, chat, database, plan, no_failures(20))
+    rank_synthetically(replace(annotator, function=looks, at_once=1), 1, chat, database, plan, no_failures(20))
     assert stored == [0] * 8 + [8] * 8 + [16] * 4
     assert len(database.rankings()) == 20
+
+
+TOGETHER = threading.Barrier(4)
+
+
+def waits(prompt: Mapping[str, Any], answers: Sequence[JudgedAnswer], chance: random.Random) -> list[int]:
+    """Returns once it has been called for four prompts, the later of which are done sooner."""
+    TOGETHER.wait(20)
+    time.sleep(0.02 * (4 - int(prompt["id"]) % 4))
+    return [1 + int(prompt["id"])] * len(answers)
+
+
+def test_prompts_are_judged_side_by_side_and_stored_in_their_order() -> None:
+    own = SyntheticAnnotator.of(Call(function=f"{__name__}:waits"), at_once=4)
+    answers = [JudgedAnswer("a", True)]
+    found = own.each(lambda number: own.judge("p", {"id": str(number)}, answers, "1"), range(8))
+    assert [one.ranks for one in found if not isinstance(one, CallFailedError)] == [[1 + number] for number in range(8)]

@@ -7,7 +7,7 @@ import pytest
 from actors.model.chat import Chat
 from cluster.errors import UserError
 from cluster.feedback import Completion, Feedback
-from pipelines.collect import plan_round, prompts_to_sample, sampling_of
+from pipelines.collect import plan_round, prompt_shortage, prompts_to_sample, sampling_of
 from tests.pipelines.collect.answers import add_plan, collect_recipe
 
 
@@ -30,6 +30,10 @@ def test_prompts_without_room_for_an_answer_are_left_out(tmp_path: Path, chat: C
     recipe = collect_recipe(tmp_path, sources=[{"kind": "files", "path": str(path)}], annotator="people")
     plan = plan_round(recipe, chat, "w")
     assert sorted(row.messages[0]["content"] for row in plan.rows.values()) == ["b", "c"]
+    assert prompt_shortage(recipe, chat, len(plan.rows)).startswith(
+        f"3 prompts of collect.sources read, 2 left, and collect.prompts asks for {recipe.collect.prompts} (no room for"
+    )
+    assert prompt_shortage(recipe, chat, recipe.collect.prompts) == ""
     path.write_text('{"prompt": "' + "long " * 100 + '"}\n{"prompt": "b"}\n{"prompt": "b"}\n')
     with pytest.raises(
         UserError,

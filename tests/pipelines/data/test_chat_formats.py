@@ -305,7 +305,7 @@ def test_demo_prompts_have_the_annotators_metadata() -> None:
         ('{"conversations": [{"from": "martian", "value": "x"}]}', r"needs a role \(human, gpt.* not 'martian'"),
         ('{"conversations": "hello"}', "'hello' must be a list or an object"),
         ('{"question": "Who?"}', '"question" with "answer"'),
-        ('{"prompt": "Hello", "response": null}', '"response" is empty; fill it in or remove the row (its columns'),
+        ('{"prompt": "Hello", "response": null}', '"response" is empty; fill it in or remove the row \\(its columns'),
         ('{"prompt": "Hello", "response": 7}', "a content that is text"),
         ('{"prompt": "Hello", "response": "a\\ud800b"}', r"half of a surrogate pair \('\\ud800'\)"),
         ('{"instruction": "a", "output": "b", "history": ["c"]}', "history must be a list of pairs"),

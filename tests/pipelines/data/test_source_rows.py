@@ -111,7 +111,7 @@ def test_a_row_of_a_table_that_cannot_be_read_is_named_by_its_line(tmp_path: Pat
         (
             "chats.jsonl",
             '{"prompt": "é"}'.encode("latin-1"),
-            "line 1 is not UTF-8 at byte 12; mend the line, or all of",
+            "line 1 is not UTF-8 at byte 12; fix the line, or all of",
         ),
         ("chats.jsonl", "{\n[]\n", "line 1 is not valid JSON"),
         ("chats.jsonl", '{"prompt": ""}\n', 'line 1 has none of "messages"'),

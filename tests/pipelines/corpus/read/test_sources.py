@@ -116,7 +116,7 @@ def test_sources_of_the_same_kind_have_different_names() -> None:
         (b'{"text": 7}', ": 'text' is int, not text"),
         (b'{"text": "x", "n": %s}' % (b"1" * 5000), "has a number of too many digits"),
         (b'{"text": null}', ": 'text' is null"),
-        (b'{"text": "\xff"}', "is not UTF-8 at byte 10; set encoding of this source, such as cp1252, or mend the line"),
+        (b'{"text": "\xff"}', "is not UTF-8 at byte 10; set encoding of this source, such as cp1252, or fix the line"),
         (b"[" * 100_000, "is nested too deeply"),
     ],
 )
