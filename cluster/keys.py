@@ -48,6 +48,7 @@ class Key:
         max_parallel_requests: the most requests at once, or None for no limit.
         token_budget: the most tokens, of prompts and answers together, as long as the key is valid, or None for no
             limit.
+        record: whether its holder has agreed that prompts sent with it are stored, where `serve.record` is keys.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Key:
     expires: float | None = None
     max_parallel_requests: int | None = None
     token_budget: int | None = None
+    record: bool = False
 
     @property
     def valid(self) -> bool:
@@ -137,6 +139,7 @@ class KeyRing:
         expires: float | None = None,
         max_parallel_requests: int | None = None,
         token_budget: int | None = None,
+        record: bool = False,
     ) -> str:
         """Creates a key.
 
@@ -149,6 +152,7 @@ class KeyRing:
             expires: the time, in seconds since 1970, from which it is invalid, or None for never.
             max_parallel_requests: the most requests at once, or None for no limit.
             token_budget: the most tokens in its lifetime, or None for no limit.
+            record: whether its holder has agreed that prompts sent with it are stored.
 
         Returns:
             the key itself. Only its hash is stored.
@@ -175,9 +179,10 @@ class KeyRing:
                     expires=expires,
                     max_parallel_requests=max_parallel_requests,
                     token_budget=token_budget,
+                    record=record,
                 )
             )
-        audit(self._folder, by, "key add", name=name, scopes=ordered)
+        audit(self._folder, by, "key add", name=name, scopes=ordered, record=record)
         return token
 
     def revoke(self, name: str, by: str) -> None:

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from cluster.errors import UserError
+from cluster.feedback import Feedback
 from cluster.keys import audit
 from cluster.run.trail import answer_open_round
 from cluster.run.versions import Versions
@@ -29,6 +30,16 @@ class RoundAnswer(BaseModel):
     approved: bool
 
 
+class LiveDeletion(BaseModel):
+    """Names stored prompts of live traffic to delete, by exactly one of three."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    key: str | None = None
+    request: str | None = None
+    text: str | None = None
+
+
 def admin_router(
     stores: Mapping[str, Versions],
     models: Collection[str],
@@ -36,6 +47,7 @@ def admin_router(
     change: Change,
     read_states: Callable[[], ReplicaStates],
     root: Path | None = None,
+    database: Feedback | None = None,
 ) -> APIRouter:
     """Returns the routes under /admin.
 
@@ -46,6 +58,7 @@ def admin_router(
         change: changes a version.
         read_states: returns the states of the replicas; it may block.
         root: the run folder, with the rounds of the loop; None for models without a run.
+        database: the feedback database; without one there are no routes for prompts of live traffic.
     """
     router = APIRouter(prefix="/admin")
 
@@ -91,7 +104,28 @@ def admin_router(
         body = await json_body(request)
         return await change("rollback", require_versions(body.get("model")), None, _author(request))
 
+    if database is not None:
+        _add_live_routes(router, database, root)
     return router
+
+
+def _add_live_routes(router: APIRouter, database: Feedback, root: Path | None) -> None:
+    @router.get("/live")
+    def counts() -> dict[str, Any]:
+        return {"stored": database.live_counts()}
+
+    @router.post("/live/delete")
+    def delete(request: Request, body: LiveDeletion) -> dict[str, Any]:
+        try:
+            deleted = database.delete_live(body.key, body.request, body.text)
+        except UserError as error:
+            raise RequestError(400, str(error), "BadRequestError") from error
+        found = {"deleted": len(deleted.prompts), "judgements": deleted.judgements}
+        if root is not None:
+            # Not the text, which may be what somebody wants gone.
+            by = next(iter(body.model_dump(exclude_none=True)))
+            audit(root, _author(request), "live delete", named_by=by, **found)
+        return found
 
 
 def _author(request: Request) -> str:

@@ -40,6 +40,7 @@ from serve.pages.story import StoryTrainer, story_router, visitor_versions
 from serve.pages.thumbs import thumbs_router
 from serve.peers import Peers
 from serve.promotions import Action, Promotions
+from serve.recording import Recorder, Recording
 from serve.replica.autoscaling import ReplicaStates, state_reader
 from serve.router import Router
 from serve.routes import Routes
@@ -70,6 +71,7 @@ class GatewaySettings:
         story: the actor that trains the models of the story page's visitors; without one there is no such page.
         tls: the certificate of the HTTP server; None for plain HTTP.
         people_per_prompt: how many people rank each prompt on the label page.
+        recording: whose prompts are stored in the feedback database.
     """
 
     run: Path | None = None
@@ -83,6 +85,7 @@ class GatewaySettings:
     story: StoryTrainer | None = None
     tls: Tls | None = None
     people_per_prompt: int = 1
+    recording: Recording = field(default_factory=Recording)
 
 
 @dataclass(frozen=True)
@@ -94,12 +97,14 @@ class GatewayApp:
         live: the live versions of the models that have some, by their names.
         show_weights: records the version that a model is served with from now on.
         promotions: changes the versions; None for models without a run.
+        recorder: stores prompts and deletes them again; None without a feedback database.
     """
 
     asgi: Middleware
     live: Mapping[str, Version]
     show_weights: Callable[[str, str], None]
     promotions: Promotions | None
+    recorder: Recorder | None
 
 
 def build_gateway(
@@ -125,10 +130,13 @@ def build_gateway(
     metrics = GatewayMetrics(weights)
     canary = CanaryShare(settings.run, weights)
     routes = Routes(models, settings.aliases, random.Random(), canary)
-    router = Router(models, routes, settings.max_concurrent, weights, metrics, settings.context)
+    database = open_feedback(settings.feedback_url) if settings.feedback_url else None
+    recording = settings.recording if database else Recording()
+    recorder = Recorder(recording, database, metrics) if database else None
+    router = Router(models, routes, settings.max_concurrent, weights, metrics, settings.context, recorder)
     app = new_application("Triptych")
     app.include_router(router.api())
-    app.include_router(chat_router())
+    app.include_router(chat_router(recording))
 
     @app.get("/health")
     async def health() -> dict[str, str]:
@@ -162,8 +170,7 @@ def build_gateway(
             schemas |= one
         return openapi(schemas)
 
-    if settings.feedback_url:
-        database = open_feedback(settings.feedback_url)
+    if database:
         # A visitor's policy is theirs alone: its votes would be those of many models.
         own_models = {name: model for name, model in models.items() if name != VISITOR}
         people = settings.people_per_prompt
@@ -198,11 +205,11 @@ def build_gateway(
         app.include_router(runs_router(run.root))
         promotions = Promotions(run, stores, models, announce)
         change = promotions.change if peers.is_first else peers.change
-        app.include_router(admin_router(stores, models, weights, change, read_states, run.root))
+        app.include_router(admin_router(stores, models, weights, change, read_states, run.root, database))
         log = run.root / (f"access-{peers.number}.jsonl" if peers.number else "access.jsonl")
     budgets = TokenBudgets(settings.run, peers.number)
     asgi = Middleware(app, authorizer, metrics, log, body_limit(settings.context), budgets)
-    return GatewayApp(asgi, live, show_weights, promotions)
+    return GatewayApp(asgi, live, show_weights, promotions, recorder)
 
 
 def _stores(run: RunFolder, models: Collection[str], story: bool) -> dict[str, Versions]:
@@ -255,6 +262,8 @@ class Gateway:
             for name, version in self._app.live.items():
                 pools[name].expect(name, version.folder, version.weights)
         work = [*(pool.maintain() for pool in set(pools.values())), peers.share(self._app.asgi)]
+        if peers.is_first and self._app.recorder:
+            work.append(self._app.recorder.expire_regularly())
         self._maintenance = [asyncio.create_task(one) for one in work]
         self._clients = Listener(self._app.asgi, host, port, stop_seconds, tls=settings.tls)
         # A large request sets off collections of garbage. Without this each looks through all that was imported, and no
@@ -292,6 +301,8 @@ class Gateway:
         for task in self._maintenance:
             task.cancel()
         await self._clients.close()
+        if self._app.recorder:
+            await self._app.recorder.finish()
         self._replicas.close()
 
 

@@ -21,6 +21,7 @@ from serve.http.limits import ConcurrencyLimit
 from serve.http.metrics import GatewayMetrics, label_values
 from serve.http.openapi import GET_ENDPOINTS, PATHS
 from serve.http.request_context import RequestContext, json_body, while_connected
+from serve.recording import CONSENT_HEADER, Recorder
 from serve.request_size import check_size, counting_requests, most_tokens, without_prompts
 from serve.routes import LATEST, Routes
 from serve.transport.messages import CompleteResponse, Endpoint, Part, ResponseStart, Usage
@@ -52,6 +53,7 @@ class Router:
         weights: the version of every model's weights; the admin routes update it.
         metrics: count times and tokens.
         context: the most tokens of a request, prompt and answer together.
+        recorder: stores prompts; None for none.
     """
 
     def __init__(
@@ -62,7 +64,9 @@ class Router:
         weights: Mapping[str, str | None],
         metrics: GatewayMetrics,
         context: int,
+        recorder: Recorder | None = None,
     ) -> None:
+        self._recorder = recorder
         self._models, self._routes, self._weights, self._metrics = models, routes, weights, metrics
         self._context = context
         self._limit = ConcurrencyLimit(max_concurrent)
@@ -131,7 +135,10 @@ class Router:
             self._shadows.add(task)
             task.add_done_callback(self._shadows.discard)
         context.model = body["model"] = route.model
-        return await self._forward(endpoint, body, version, context, partial(while_connected, request))
+        response = await self._forward(endpoint, body, version, context, partial(while_connected, request))
+        if self._recorder and response.status_code == HTTPStatus.OK:
+            self._recorder.record(endpoint, body, request.headers.get(CONSENT_HEADER, ""), context)
+        return response
 
     async def _reserve(self, endpoint: Endpoint, body: dict[str, Any], model: str, context: RequestContext) -> None:
         """Reserves the most tokens that a request may use.

@@ -46,6 +46,7 @@ from serve.http.auth import AnonymousAccess, anonymous_access, is_loopback
 from serve.http.listener import encryption
 from serve.pages.render import is_wildcard, url_host
 from serve.pages.story import StoryTrainer, start_visitor, visitor_run
+from serve.recording import Recording
 from serve.replica.autoscaling import replica_options
 from serve.replica.lora import adapter_checksum, check_adapters
 from serve.replica.replica import Replica
@@ -214,6 +215,7 @@ def _serve(
         story=story,
         tls=recipe.serve.tls,
         people_per_prompt=recipe.serve.people_per_prompt,
+        recording=Recording(recipe.serve.record, recipe.serve.record_days),
     )
     local = recipe.cluster.address == "local"
     certificate = Path(recipe.serve.tls.certificate).absolute() if recipe.serve.tls else None
@@ -262,6 +264,8 @@ def _serve(
                 console.print(f"the three steps of training, to try out, at {address}/story")
             console.print(f"people rank at {address}/label; `triptych annotator add NAME --run {run.root}` lets one in")
             console.print(access_notice(run, anonymous))
+            if (whose := recipe.serve.record) != "off":
+                console.print(f"prompts are stored for {recipe.serve.record_days:g} days (serve.record: {whose})")
             console.print("Ctrl-C ends it")
             watch(application_id)
         except KeyboardInterrupt:

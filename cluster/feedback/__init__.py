@@ -1,9 +1,10 @@
 """Human feedback: prompts, the completions shown for them, and the judgements of annotators and users.
 
 `tables` defines the rows and migrates older schemas, `store` opens the database (SQLite or PostgreSQL) and runs
-transactions, `queries` is the class `Feedback` with every query (those on annotators in `annotators`), and `judged`
-tells which judgements are new. Three modules compute figures from rows: `agreement`, of annotators with each other and
-with themselves; `quality`, the report on agreement; and `bradley_terry`, the ratings of models from votes between them.
+transactions, `queries` is the class `Feedback` with every query (those on annotators in `annotators`, on prompts of
+live traffic in `live`), and `judged` tells which judgements are new. Three modules compute figures from rows:
+`agreement`, of annotators with each other and with themselves; `quality`, the report on agreement; and `bradley_terry`,
+the ratings of models from votes between them.
 """
 
 from cluster.feedback.queries import Feedback, FeedbackCounts, open_feedback
@@ -11,9 +12,11 @@ from cluster.feedback.tables import (
     CODE,
     COMPARED,
     GOLD,
+    LIVE,
     Annotator,
     Completion,
     FeedbackPrompt,
+    LivePrompt,
     Ranking,
     Repeat,
     Thumb,
@@ -25,11 +28,13 @@ __all__ = [
     "CODE",
     "COMPARED",
     "GOLD",
+    "LIVE",
     "Annotator",
     "Completion",
     "Feedback",
     "FeedbackCounts",
     "FeedbackPrompt",
+    "LivePrompt",
     "Ranking",
     "Repeat",
     "Thumb",

@@ -14,6 +14,7 @@ from sqlmodel import Session, delete, distinct, func, select
 
 from cluster.errors import UserError
 from cluster.feedback.annotators import AnnotatorQueries
+from cluster.feedback.live import LiveQueries
 from cluster.feedback.store import column, open_engine, query_batches
 from cluster.feedback.tables import (
     CODE,
@@ -53,7 +54,7 @@ def open_feedback(url: str) -> "Feedback":
     return Feedback(open_engine(url))
 
 
-class Feedback(AnnotatorQueries):
+class Feedback(AnnotatorQueries, LiveQueries):
     """An open feedback database. Adding is idempotent: a row that exists is not changed."""
 
     def add_prompts(self, prompts: Sequence[FeedbackPrompt]) -> int:

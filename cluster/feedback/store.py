@@ -58,6 +58,15 @@ class Store:
             yield session
             session.commit()
 
+    def _purge_journal(self) -> None:
+        """Empties SQLite's write-ahead journal, which still holds rows that were deleted, unless somebody reads it."""
+        if self._engine.dialect.name == "sqlite":
+            connection = self._engine.raw_connection()
+            try:
+                connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            finally:
+                connection.close()
+
     def _insert(self, table: Any) -> Any:
         dialect: Any = postgresql if self._engine.dialect.name == "postgresql" else sqlite
         return dialect.insert(table)
@@ -168,6 +177,8 @@ def _set_up_sqlite(connection: Any, record: Any) -> None:
     # (sqlite.org/wal.html): on a network file system writers keep a journal beside it, and readers wait for them.
     connection.execute(f"PRAGMA journal_mode = {'DELETE' if file and is_network(Path(file)) else 'WAL'}")
     connection.execute("PRAGMA foreign_keys = ON")
+    # What is deleted is overwritten: people's prompts and judgements are not left behind in free pages.
+    connection.execute("PRAGMA secure_delete = ON")
 
 
 def _begin(connection: Any) -> None:

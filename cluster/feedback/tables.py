@@ -1,13 +1,14 @@
 """The tables of the feedback database, their validation, and the migration of databases with an older schema."""
 
 import time
+import uuid
 from collections.abc import Iterable
 from typing import Any
 
 from sqlalchemy import Connection, Dialect, String, TypeDecorator, UniqueConstraint, inspect, text
 from sqlmodel import JSON, Column, Field, Relationship, SQLModel
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 # Statements that bring schema N to N + 1; they run before new tables are created.
 MIGRATIONS = {
     1: (
@@ -19,6 +20,7 @@ MIGRATIONS = {
     3: (),
     4: (),
     5: ("ALTER TABLE ranking ADD COLUMN save_id VARCHAR",),
+    6: (),
 }
 # Tables whose column `annotator` was called `labeller` up to schema 4.
 RENAMED_COLUMNS = ("ranking", "repeat", "excluded")
@@ -29,6 +31,8 @@ CODE = "code ("
 GOLD = "gold (expected)"
 # Prefix of the ids of prompts that come from the compare page.
 COMPARED = "compare "
+# The kind, in their details, of prompts that come from live traffic.
+LIVE = "live"
 
 
 class AnyText(TypeDecorator[str]):
@@ -166,6 +170,32 @@ class Thumb(SQLModel, table=True):
     answer: str = Field(sa_type=AnyText)
     good: bool
     created: float = Field(default_factory=time.time)
+
+
+class LivePrompt(SQLModel, table=True):
+    """A prompt of live traffic, stored by consent until it expires, with personal data replaced by placeholders.
+
+    Attributes:
+        id: a random name, which no later prompt gets.
+        request: the id of the request.
+        caller: the name of the caller's key; empty where the server asks for no key.
+        model: the model that answered.
+        messages: the conversation before the answer.
+        consent: what allowed it to be stored, one of the modes of `serve.record`.
+        created: when it was stored, in seconds since 1970.
+        expires: from when on it is deleted, in seconds since 1970.
+    """
+
+    __tablename__ = "live_prompt"
+
+    id: str = Field(default_factory=lambda: uuid.uuid4().hex, primary_key=True)
+    request: str = Field(index=True)
+    caller: str = Field(index=True)
+    model: str
+    messages: list[dict[str, str]] = Field(sa_column=Column(JSON, nullable=False))
+    consent: str
+    created: float = Field(default_factory=time.time)
+    expires: float = Field(index=True)
 
 
 class Excluded(SQLModel, table=True):

@@ -3,17 +3,23 @@ page."""
 
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from cluster.recipe.base import NAME_PATTERN, FunctionName, PathKind, Positive, PositiveFloat, Section
 from cluster.recipe.functions.signature import REWARD
 from cluster.recipe.rlhf.regularization import Stop
 
 ModelName = Literal["base", "sft", "policy", "reward"]
+# Whose prompts the server stores.
+RecordMode = Literal["off", "ask", "keys", "all"]
 # The model of the story page: the policy that the last visitor's rankings made.
 VISITOR = "visitor"
 # The model of the loop's trials: a new policy that answers a share of the requests.
 CANARY = "canary"
+
+
+# YAML 1.1 reads a plain `off` as false.
+Record = Annotated[RecordMode, BeforeValidator(lambda value: "off" if value is False else value)]
 
 
 class Alias(Section):
@@ -143,6 +149,13 @@ class Serve(Section):
         "apart from the answer; unset: they do not reason",
     )
     people_per_prompt: Positive = Field(1, description="how many people rank each prompt on the page /label")
+    record: Record = Field(
+        "off",
+        description="whether prompts of live traffic are stored, with personal data replaced. "
+        "off: none; ask: those of people who switch it on in the chat page; keys: those sent with keys that "
+        "were made with --record; all: all. A request with the header X-Triptych-Record: no is never stored",
+    )
+    record_days: PositiveFloat = Field(30, description="days after which a stored prompt is deleted")
     story: Story | None = Field(
         None, description="the page /story for people who have never trained a model; unset: none"
     )

@@ -172,6 +172,24 @@ def delete(
             print(f"{source} {number} is deleted" + (f"; the policies of round {seen} learned from it" if seen else ""))
 
 
+@exchange.command("forget")
+def forget(
+    run: RunOption,
+    key: Annotated[str | None, typer.Option(help="the name of the key that the prompts were sent with")] = None,
+    request: Annotated[str | None, typer.Option(help="the X-Request-Id of the request")] = None,
+    text: Annotated[str | None, typer.Option(help="a text that is in any of the prompt's messages")] = None,
+) -> None:
+    """Delete stored prompts of live traffic for good, with the answers to them and their judgements."""
+    with _open(run) as database:
+        database.delete_expired_live()
+        deleted = database.delete_live(key, request, text)
+    from cluster.feedback.live import rounds_with
+
+    print(f"{len(deleted.prompts)} prompts are deleted, and {deleted.judgements} judgements of answers to them")
+    if rounds := rounds_with(RunFolder(run), deleted.prompts):
+        print(f"round {', '.join(map(str, rounds))} was made with some of them and is kept as it is")
+
+
 @exchange.command("count")
 def count(run: RunOption) -> None:
     """Count what a run's database holds, of people and of functions, and the rows that an export of it has."""
@@ -179,7 +197,8 @@ def count(run: RunOption) -> None:
         from pipelines.data.feedback.io import exportable
 
         rows = {f"exported as {kind}": number for kind, number in exportable(database).items()}
-        held = asdict(database.counts()) | rows
+        live = {f"live prompts by {consent}": number for consent, number in database.live_counts().items()}
+        held = asdict(database.counts()) | live | rows
     for name, number in held.items():
         print(f"{name.replace('_', ' ')}\t{number}")
 

@@ -42,6 +42,9 @@ def add(
     token_budget: Annotated[
         int | None, typer.Option(help="most tokens in its lifetime; no limit by default", min=1)
     ] = None,
+    record: Annotated[
+        bool, typer.Option("--record", help="its holder agrees that prompts sent with it are stored (serve.record)")
+    ] = False,
 ) -> None:
     """Create a key and print it, once. From the first key on, the server of the run asks everyone for a key."""
     if days is not None and not 0 < days < MAX_DAYS:
@@ -55,6 +58,7 @@ def add(
         expires=None if days is None else time.time() + days * DAY_SECONDS,
         max_parallel_requests=max_parallel_requests,
         token_budget=token_budget,
+        record=record,
     )
     print(f"{token}\nThis is {name}'s key. It is shown once: only its hash is stored.")
 
@@ -74,6 +78,7 @@ def names(run: RunOption) -> None:
         most = ", ".join(f"{count} {what}" for count, what in limits if count) or "no limit"
         if key.token_budget:
             most += f", {used[key.digest]} used"
+        most += ", prompts may be stored" if key.record else ""
         print(f"{key.name}\t{','.join(key.scopes)}\t{most}\tmade {_day(key.made)}\t{_state(key)}")
 
 

@@ -17,11 +17,11 @@ import pyarrow.parquet as pq
 import xxhash
 from rich.progress import Progress
 
+from cluster import personal_data
 from cluster.recipe.recipe import Recipe
 from cluster.run.atomic import atomic_write
 from cluster.run.folder import file_fingerprint, fingerprint
 from pipelines.corpus import heartbeat
-from pipelines.corpus.clean import pii
 from pipelines.corpus.clean.language import identify
 from pipelines.corpus.clean.text import clean, without_license
 from pipelines.corpus.counts import Counts
@@ -251,7 +251,7 @@ def _measure(batch: list[Document], settings: MeasureSettings, timer: StepTimer)
         with timer.step("identify languages"):
             languages, probabilities = identify(texts)
     with timer.step("replace personal data"):
-        replaced = [pii.replace(text, settings.personal_data) for text in texts]
+        replaced = [personal_data.replace(text, settings.personal_data) for text in texts]
     known = languages if settings.language else None
     with timer.step("measure"):
         texts, signals = measure([text for text, _ in replaced], settings.rules, settings.bad_words, known)

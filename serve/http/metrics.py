@@ -68,6 +68,9 @@ class GatewayMetrics:
             registry=self._registry,
         )
         self.running = Gauge("triptych_requests_running", "Requests in progress.", ("model",), registry=self._registry)
+        self.recorded = Counter(
+            "triptych_recorded_prompts", "Prompts to be stored.", ("outcome",), registry=self._registry
+        )
         self._served = Gauge(
             "triptych_model_info", "The weights served.", ("model", "weights"), registry=self._registry
         )

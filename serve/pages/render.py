@@ -4,6 +4,7 @@ allows nothing else to run in it."""
 import base64
 import hashlib
 import re
+from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
 
@@ -27,24 +28,25 @@ def routes_of(app: FastAPI) -> frozenset[str]:
     return frozenset(route.name for route in app.routes if isinstance(route, APIRoute))
 
 
-def _assemble(name: str, routes: frozenset[str]) -> str:
-    """Returns the HTML of a page: its template extends that of the common frame, and the text of the file NAME replaces
-    `<style src="NAME">` and `<script src="NAME">`."""
+def _assemble(name: str, routes: frozenset[str], facts: Mapping[str, str]) -> str:
+    """Returns the HTML of a page: its template extends that of the common frame and knows the routes and facts, and the
+    text of the file NAME replaces `<style src="NAME">` and `<script src="NAME">`."""
 
     def inline(found: re.Match[str]) -> str:
         tag, source = found.groups()
         return f"<{tag}>\n{(PAGES / source).read_text(encoding='utf-8')}</{tag}>"
 
     template = Environment(loader=PackageLoader("serve", "pages/static"), autoescape=True).get_template(name)
-    html = template.render(routes=routes)
+    html = template.render(routes=routes, **facts)
     return re.sub(r'<(script|style) src="([\w.-]+)"></\1>', inline, html)
 
 
 @cache
-def page(name: str, routes: frozenset[str] = frozenset()) -> HTMLResponse:
-    """Returns the page `serve/pages/static/NAME` of an application with these routes. Only its own scripts and styles
+def page(name: str, routes: frozenset[str] = frozenset(), **facts: str) -> HTMLResponse:
+    """Returns the page `serve/pages/static/NAME` of an application with these routes; its template knows them and these
+    facts. Only its own scripts and styles
     run, and they can reach only this server."""
-    html = _assemble(name, routes)
+    html = _assemble(name, routes, facts)
     policy = {
         "default-src": "'none'",
         "script-src": _hashes(html, "script"),

@@ -15,10 +15,10 @@ import tiktoken
 from fastwarc.warc import ArchiveIterator, WarcRecordType
 from rensa import RMinHash
 
+from cluster.personal_data import replace
 from cluster.recipe.corpus import C4, FineWeb, GopherQuality, GopherRepetition, Rules
 from infra.bench.corpora.documents import page
 from pipelines.corpus.clean.language import _CHARACTERS, _identifier, identify
-from pipelines.corpus.clean.pii import replace
 from pipelines.corpus.clean.text import clean
 from pipelines.corpus.dedup.minhash import PERMUTATIONS, SIGNATURE_SEED, signatures
 from pipelines.corpus.filter.rules import bounds, reasons_to_drop

@@ -1,4 +1,5 @@
-"""Cleans documents: `text` normalizes characters, `language` identifies languages, `pii` replaces personal data.
+"""Cleans documents: `text` normalizes characters and `language` identifies languages.
 
-`words` splits texts into words. Nothing here decides whether a document is kept.
+`words` splits texts into words. Nothing here decides whether a document is kept; `cluster.personal_data` replaces
+personal data.
 """

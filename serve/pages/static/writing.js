@@ -27,7 +27,9 @@ async function reason(response) {
   try { return (await response.json()).error.message; } catch { return `the server answered ${response.status}`; }
 }
 
-const posted = (path, body, signal) => fetchWithKey(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body), signal });
+// Whether the server may store what is sent, where the page asks.
+const consent = () => (byId("record") ? { "X-Triptych-Record": byId("record").checked ? "yes" : "no" } : {});
+const posted = (path, body, signal) => fetchWithKey(path, { method: "POST", headers: { "Content-Type": "application/json", ...consent() }, body: JSON.stringify(body), signal });
 
 // A small model has a small context: when the conversation no longer fits, its oldest exchanges are left out.
 async function ask(name, messages, signal) {

@@ -8,6 +8,7 @@ import pytest
 
 from cluster.feedback import open_feedback
 from serve.gateway import GatewaySettings
+from serve.recording import Recording
 from tests.helpers import wait_until
 from tests.serve.support.browsing import IN_A_BROWSER, Site, served
 from tests.serve.support.local import gateway_app
@@ -147,3 +148,21 @@ def test_a_model_that_continues_text_is_rated_on_that_text_alone(browser: "api.B
         (thumb,) = site.database.thumbs()
         assert thumb.messages == [{"role": "user", "content": "The capital of Peru"}]
         assert (thumb.model, thumb.answer, thumb.good) == ("base", "and so on ", False)
+
+
+def test_the_page_asks_before_a_prompt_is_stored(browser: "api.Browser", tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'feedback.db'}"
+    models = {"policy": Scripted("policy", "It is Lima.")}
+    settings = GatewaySettings(tmp_path, url, "always", recording=Recording("ask", 7.0))
+    with open_feedback(url) as database, served(gateway_app(models, settings)) as address:
+        with chatting(browser, Site(address, database)) as (page, ask):
+            consent = page.get_by_label("Let this server store what I send for 7 days")
+            assert not consent.is_checked()
+            ask("Not this one.")
+            consent.check()
+            ask("But this one.")
+            wait_until(lambda: len(database.live_prompts()) == 1, 30, "the prompt")
+            consent.uncheck()
+            ask("And no more.")
+        (row,) = database.live_prompts()
+        assert row.messages[-1]["content"] == "But this one."

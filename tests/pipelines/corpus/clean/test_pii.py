@@ -6,8 +6,8 @@ from typing import get_args
 
 import pytest
 
+from cluster.personal_data import find, is_card, is_iban, is_public_address, replace
 from cluster.recipe.corpus import PersonalData
-from pipelines.corpus.clean.pii import find, is_card, is_iban, is_public_address, replace
 from pipelines.corpus.filter.cache import MeasuredBatch, MeasureSettings
 from pipelines.corpus.prepare import StepTimer, measured_batches
 from pipelines.corpus.read.sources import InputSplit

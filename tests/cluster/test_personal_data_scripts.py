@@ -5,8 +5,8 @@ from typing import get_args
 
 import pytest
 
+from cluster.personal_data import find, replace
 from cluster.recipe.corpus import PersonalData
-from pipelines.corpus.clean.pii import find, replace
 
 KINDS = get_args(PersonalData)
 
