@@ -41,6 +41,7 @@ from pipelines.data import rankings
 from pipelines.data.annotators import SyntheticAnnotator, annotator_failures
 from pipelines.data.balance import balance, require_enough
 from pipelines.data.feedback.io import storable
+from pipelines.data.live_prompts import LivePrompts, choose_live, is_there, keep_stored, live_number
 from pipelines.data.people_rows import PeopleRows, people_rows, source_figures
 from pipelines.data.prompts import all_prompts, prompt_losses, select_prompts, split_prompts
 from pipelines.data.rankings import imported_rankings
@@ -68,8 +69,10 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
     weights = run.require("sft").weights or ""
     own, limits = settings.annotator, (settings.timeout_seconds, settings.at_once)
     synthetic = SyntheticAnnotator.of(own, *limits) if isinstance(own, Call) else None
-    prompts = plan_round(recipe, chat, weights)
-    if shortage := prompt_shortage(recipe, chat, len(prompts.rows)):
+    with open_feedback(run.feedback_url) as database:
+        live = choose_live(recipe, chat, database, round_mark(recipe, weights), out)
+    prompts = plan_round(recipe, chat, weights, live)
+    if shortage := prompt_shortage(recipe, chat, len(prompts.rows) - (len(live.chosen) if live else 0)):
         console.print(shortage, markup=False, highlight=False, soft_wrap=True)
     if synthetic:
         details = {name: row.details for name, row in prompts.rows.items()}
@@ -96,6 +99,8 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
             rows += ranking_rows(None, chat, database, prompts, failures, judged.rankings)
         others = people_rows(database, judged, set(prompts.rows), chat, recipe.model.context, settings.held_out_share)
         counts = stored_completions(database, prompts)
+        if live:
+            keep_stored(live, database, out)
         excluded = database.excluded()
     if failures.messages:
         console.print(f"{len(failures.messages)} prompts were left out, the last because {failures.messages[-1]}")
@@ -106,6 +111,7 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
             "prompts": len(prompts.rows),
             "prompts_asked_for": settings.prompts,
             "advice": shortage,
+            **({"live_prompts": live.counts} if live else {}),
             "completions": sum(map(len, counts.values())),
             "prompts_by_distinct_answers": {str(number): count for number, count in sorted(variety.prompts.items())},
             **_write_rankings(rows, others, out),
@@ -170,28 +176,38 @@ def _write_rankings(rows: Sequence[dict[str, Any]], others: PeopleRows, out: Pat
     }
 
 
-def plan_round(recipe: Recipe, chat: Chat, weights: str) -> CollectedPrompts:
+def round_mark(recipe: Recipe, weights: str) -> str:
+    """Returns the beginning of the names of prompts that a model, by the checksum of its weights, answers."""
+    settings = recipe.collect
+    sampling = [settings.samples_per_prompt, settings.temperature, settings.max_tokens, recipe.seed]
+    return fingerprint([weights, sampling])[:8]
+
+
+def plan_round(recipe: Recipe, chat: Chat, weights: str, live: LivePrompts | None = None) -> CollectedPrompts:
     """Chooses, renders and splits the prompts of a round.
 
     Args:
         recipe: names the sources.
         chat: renders prompts.
         weights: checksum of the model that answers.
+        live: the round's prompts of live traffic.
 
     Raises:
         UserError: fewer than two prompts fit.
     """
     settings = recipe.collect
     chosen = select_prompts(recipe, chat, all_prompts(recipe))
-    if len(chosen) < 2:
+    others = live.chosen if live else []
+    if len(chosen) + len(others) < 2:
         purpose = "one to train on and one to hold out"
         losses = prompt_losses(recipe, chat)
-        require_enough("prompts of collect.sources", len(chosen), losses, 2, purpose, "add prompts")
-    split = split_prompts([text.id for text, _ in chosen], settings.held_out_share, recipe.seed)
-    sampling = [settings.samples_per_prompt, settings.temperature, settings.max_tokens, recipe.seed]
-    mark = fingerprint([weights, sampling])[:8]
+        require_enough("prompts of collect.sources", len(chosen) + len(others), losses, 2, purpose, "add prompts")
+    split = split_prompts([text.id for text, _ in chosen], settings.held_out_share, recipe.seed) if chosen else {}
+    split |= live.split if live else {}
+    mark = round_mark(recipe, weights)
+    numbered = [*enumerate(chosen), *((live_number(one[0].id), one) for one in others)]
     rows, token_ids = {}, {}
-    for number, (text, rendered) in enumerate(chosen):
+    for number, (text, rendered) in numbered:
         # Prompts are sampled and ranked in the order of their names or its reverse: the number interleaves the kinds.
         name = f"{mark} {number:05d} {text.id}"
         details = {**text.metadata, "prompt": text.id}
@@ -245,7 +261,8 @@ def sample_missing(
             clock, done = time.monotonic(), 0
             while done < len(names):
                 groups = fleet.collect(min(STORE_BATCH, len(names) - done))
-                database.add_completions(_completions(groups, sampling, weights, times * settings.samples_per_prompt))
+                kept = [group for group in groups if is_there(database, prompts.rows[group[0].id.prompt])]
+                database.add_completions(_completions(kept, sampling, weights, times * settings.samples_per_prompt))
                 done += len(groups)
                 stored += len(groups)
                 seconds, clock = time.monotonic() - clock, time.monotonic()

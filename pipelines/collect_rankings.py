@@ -179,7 +179,7 @@ def ranking_rows(
     given = (
         _rankings(database, prompts, annotator)
         if annotator
-        else [one for one in peoples if one.ranks and one.prompt_id in prompts.rows]
+        else [one for one in peoples if one.ranks and one.prompt_id in prompts.rows and one.prompt_id in completions]
     )
 
     def made(ranking: Ranking) -> dict[str, Any]:

@@ -76,8 +76,11 @@ class LiveQueries(Store):
         """Deletes the prompts that have expired."""
         gone = column(LivePrompt.expires) <= time.time()
         with self._read() as session:
-            if session.exec(select(LivePrompt.id).where(gone).limit(1)).first() is None:
-                return Deleted([])
+            none = session.exec(select(LivePrompt.id).where(gone).limit(1)).first() is None
+        if none:
+            if self._journal_left:
+                self._purge_journal()
+            return Deleted([])
         with self._write() as session:
             deleted = _delete(session, set(session.exec(select(LivePrompt.id).where(gone))))
         self._purge_journal()

@@ -35,6 +35,7 @@ class Store:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self._journal_left = False
         # SQLite has one writer, and those who wait poll: threads of one process take turns at this lock instead.
         self._write_lock = threading.Lock() if engine.dialect.name == "sqlite" else nullcontext()
 
@@ -59,11 +60,15 @@ class Store:
             session.commit()
 
     def _purge_journal(self) -> None:
-        """Empties SQLite's write-ahead journal, which still holds rows that were deleted, unless somebody reads it."""
+        """Empties SQLite's write-ahead journal, which still holds rows that were deleted, unless somebody reads it.
+
+        `_journal_left` then says that it has to be called again.
+        """
         if self._engine.dialect.name == "sqlite":
             connection = self._engine.raw_connection()
             try:
-                connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                found = connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+                self._journal_left = found is not None and bool(found[0])
             finally:
                 connection.close()
 

@@ -20,7 +20,11 @@ from cluster.recipe.functions.signature import ANNOTATOR, ROWS
 class ChatSource(Section):
     """Conversations to fine-tune on, or prompts to sample answers to."""
 
-    kind: Literal["files", "function"] = Field("files", description="files to read, or a Python function to call")
+    kind: Literal["files", "function", "live"] = Field(
+        "files",
+        description="files to read, a Python function to call, or, in collect.sources, the prompts of live traffic "
+        "that a server stored by consent (serve.record); these are asked beside collect.prompts others",
+    )
     path: Annotated[str | None, PathKind.FILES] = Field(
         None,
         description="for kind files: a path or glob of JSONL, CSV, TSV, JSON or Parquet. Rows hold messages, "
@@ -30,6 +34,9 @@ class ChatSource(Section):
         None, description="for kind function: module:function(seed, **arguments) -> rows, as dictionaries"
     )
     arguments: dict[str, Any] = Field({}, description="for kind function: keyword arguments, in addition to the seed")
+    limit: Positive = Field(
+        200, description="for kind live: the most prompts that a round adds to those asked before, the newest"
+    )
 
     _one_origin = model_validator(mode="after")(check_origin)
 

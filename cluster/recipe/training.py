@@ -3,7 +3,7 @@ adds."""
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from cluster.recipe.base import (
     CheckpointEvery,
@@ -149,6 +149,13 @@ class FineTuning(LanguageTraining):
         description="share of the training rows that are text of the pre-training corpus, without which the model "
         "forgets how to continue text; needs corpus.sources",
     )
+
+    @field_validator("sources")
+    @classmethod
+    def _have_answers(cls, sources: list[ChatSource]) -> list[ChatSource]:
+        if any(source.kind == "live" for source in sources):
+            raise ValueError("sources of kind live are for collect.sources: prompts have no answers to learn from")
+        return sources
 
 
 class SourceWeights(Section):

@@ -111,14 +111,14 @@ def complaint(row: Row | BadRow, place: str, read: Read) -> str:
 
 
 def source_rows(source: ChatSource, seed: int) -> Iterator[tuple[Row | BadRow, str]]:
-    """Yields the rows of a source, each with its file and line.
+    """Yields the rows of a source, each with its file and line; none of live traffic, which lies in the database.
 
     Raises:
         UserError: no file matches, a file is damaged, or the function cannot be loaded or raises.
     """
     if source.kind == "files":
         yield from file_rows(str(source.path))
-    else:
+    elif source.kind == "function":
         yield from _function_rows(source, seed)
 
 

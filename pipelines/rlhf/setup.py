@@ -32,6 +32,7 @@ from cluster.run.server_client import NotServedError, ask_server
 from cluster.run.versions import Versions
 from cluster.runtime.plan import Allocation, make_plan
 from pipelines.data.balance import Loss, require_enough
+from pipelines.data.live_prompts import live_prompts_of_round
 from pipelines.data.prompts import PromptText, all_prompts, prompt_losses, select_prompts
 
 # Per run: a machine short of memory kills an actor more than once.
@@ -64,7 +65,7 @@ def training_prompts(recipe: Recipe, chat: Chat, limit: int | None = None) -> Rl
     Raises:
         UserError: no prompt leaves room for an answer.
     """
-    selected = select_prompts(recipe, chat, all_prompts(recipe))
+    selected = select_prompts(recipe, chat, all_prompts(recipe)) + live_prompts_of_round(recipe, chat)
     prompts = _with_room(recipe, selected, limit)
     if not prompts.rendered:
         losses = [*prompt_losses(recipe, chat), _without_room(recipe, len(selected))]
