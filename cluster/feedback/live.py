@@ -174,10 +174,11 @@ def _delete(session: Session, ids: set[str]) -> Deleted:
         for row in session.exec(select(FeedbackPrompt).where(column(FeedbackPrompt.id).like(f"% {LIVE} %")))
         if row.details.get("kind") == LIVE and row.details.get("prompt", "").removeprefix(f"{LIVE} ") in ids
     }
+    made_of_it: tuple[Any, ...] = (Ranking, Repeat, Completion)
     for names in query_batches(copies):
-        for table in (Ranking, Repeat, Completion):
-            gone = session.execute(delete(table).where(column(table.prompt_id).in_(names)))  # type: ignore[attr-defined]
-            judgements[table.__name__] += gone.rowcount
+        for table in made_of_it:
+            gone = session.execute(delete(table).where(table.prompt_id.in_(names)).returning(table.id)).all()
+            judgements[table.__name__] += len(gone)
         session.execute(delete(FeedbackPrompt).where(column(FeedbackPrompt.id).in_(names)))
     for names in query_batches(ids):
         session.execute(delete(LivePrompt).where(column(LivePrompt.id).in_(names)))
