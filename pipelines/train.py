@@ -85,7 +85,7 @@ def fit(job: TrainingJob, plan: Plan, title: str) -> list[dict[str, Any]]:
         alone = job.settings.workers == 1 and not plan.trainer.gpus
         wanted = {f"worker of {title}": (plan.trainer, job.settings.workers)}
         wait_for_room(wanted, job.deadline)
-        with metrics_progress(job.out, job.steps, title) as console:
+        with metrics_progress(job.out, job.steps, title, job.settings.trackers) as console:
             if alone:
                 _train_alone(job, plan.trainer, console)
             else:

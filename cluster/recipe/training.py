@@ -98,6 +98,12 @@ class Training(Section):
         "0.001 of the trained model's",
     )
 
+    trackers: list[Literal["wandb", "mlflow", "trackio"]] = Field(
+        [],
+        description="experiment trackers that get the metrics beside metrics.jsonl and the event files, each by its "
+        "own client, which has to be installed where the command runs; those of training are RLHF's too",
+    )
+
     @model_validator(mode="after")
     def _one_worker_compiles(self) -> "Training":
         if self.compile_layers and self.workers > 1:

@@ -18,13 +18,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from cluster.run.atomic import write_text
+from cluster.run.trackers import TrackedSteps, TrackerName, ended, start_trackers
 
 # Keys of a line that are not metrics.
 NO_METRICS = ("step", "steps", "time")
 EVENT_FILES = "events.out.tfevents.*"
-# Seconds between two looks at `metrics.jsonl`, and the longest wait for the last one.
+# Seconds between two looks at `metrics.jsonl`, and the longest wait for the last one, and for trackers to take it.
 FOLLOW_SECONDS = 1.0
 LAST_FOLLOW_SECONDS = 5.0
+LAST_TRACKERS_SECONDS = 120.0
 
 
 class MetricsWriter:
@@ -121,18 +123,25 @@ class TensorBoardWriter:
 
 
 @contextmanager
-def metrics_progress(folder: Path, steps: int, title: str) -> Iterator[Console]:
-    """Follows the metrics of a stage until the block ends, with a progress bar and TensorBoard events.
+def metrics_progress(folder: Path, steps: int, title: str, trackers: Sequence[TrackerName] = ()) -> Iterator[Console]:
+    """Follows the metrics of a stage until the block ends, with a progress bar, TensorBoard events and trackers.
 
     Args:
         folder: the stage's folder.
         steps: the number of steps in all.
         title: the text before the bar; the last loss is shown behind it.
+        trackers: names of trackers that get the metrics too; a stage that goes on sends the steps before once more, to
+            a new run there.
 
     Yields:
         a console that prints above the bar.
+
+    Raises:
+        UserError: a tracker's client is not installed, or it starts no run.
     """
     stop = threading.Event()
+    started = start_trackers(trackers, folder)
+    tracked = TrackedSteps(started)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -145,7 +154,8 @@ def metrics_progress(folder: Path, steps: int, title: str) -> Iterator[Console]:
         task = progress.add_task(title, total=steps, figure="")
 
         def follow() -> None:
-            with closing(TensorBoardWriter(folder)) as events:
+            # Ended here, where the last steps are sent, and not while they are.
+            with ended(started), closing(TensorBoardWriter(folder)) as events:
                 while True:
                     finished = stop.wait(FOLLOW_SECONDS)
                     if rows := read_metrics(folder):
@@ -153,6 +163,8 @@ def metrics_progress(folder: Path, steps: int, title: str) -> Iterator[Console]:
                         figure = f"loss {last['loss']:.3f}" if "loss" in last else ""
                         progress.update(task, completed=last["step"] + 1, figure=figure)
                         events.follow(rows)
+                        for failure in tracked.follow(rows):
+                            progress.console.print(failure, markup=False, highlight=False)
                     if finished:
                         return
 
@@ -162,7 +174,7 @@ def metrics_progress(folder: Path, steps: int, title: str) -> Iterator[Console]:
             yield progress.console
         finally:
             stop.set()
-            thread.join(LAST_FOLLOW_SECONDS)
+            thread.join(LAST_TRACKERS_SECONDS if started else LAST_FOLLOW_SECONDS)
 
 
 def _row_key(row: Mapping[str, Any]) -> tuple[int, float]:

@@ -39,6 +39,7 @@ EXECUTION_KEYS: dict[str, Any] = {
             "at_once",
             "samples",
             "sample_tokens",
+            "trackers",
         ),
         True,
     ),

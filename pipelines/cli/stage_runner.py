@@ -10,6 +10,7 @@ from cluster.errors import UserError
 from cluster.recipe.base import input_files
 from cluster.recipe.loading import dump_recipe
 from cluster.recipe.recipe import Recipe
+from cluster.recipe.training import TRAINING_SECTIONS, Training
 from cluster.run.atomic import atomic_write, make_private
 from cluster.run.folder import RunFolder
 from cluster.run.layout import ROUND_FOLDERS, Stage
@@ -17,6 +18,7 @@ from cluster.run.rounds import round_in_the_making
 from cluster.run.stages import StageOutcome, check_functions, check_sources, is_done, stage_state
 from cluster.run.storage.files import glob_root
 from cluster.run.storage.remote import is_remote, without_credentials
+from cluster.run.trackers import require_clients
 from cluster.runtime.machine_memory import object_store_gb
 from cluster.runtime.nodes import ask_nodes, check_nodes, differences
 from cluster.runtime.plan import connected_resources, make_plan, resources_here
@@ -75,6 +77,7 @@ def check_without_ray(recipe: Recipe, run: RunFolder) -> None:
     """
     check_sources(recipe)
     check_chats(recipe)
+    require_clients([name for section in _training_sections(recipe) for name in section.trackers])
     run.check_writable()
     check_address(recipe.cluster)
     if not recipe.cluster.is_elsewhere:
@@ -82,6 +85,11 @@ def check_without_ray(recipe: Recipe, run: RunFolder) -> None:
         check_functions(recipe)
     if recipe.cluster.address == "local":
         make_plan(recipe, resources_here(recipe.cluster))
+
+
+def _training_sections(recipe: Recipe) -> list[Training]:
+    sections = (recipe.training, *(getattr(recipe, name) for name in TRAINING_SECTIONS))
+    return [section for section in sections if section is not None]
 
 
 def check_chats(recipe: Recipe) -> None:

@@ -131,7 +131,7 @@ def _run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
         reward_scaler = Scaler.of_rewards(settings.fleet.reward_actors, settings.fleet.reward_limit)
         metrics, traces = MetricsWriter(out, resume_at=start, steps=settings.steps), TraceWriter(out)
         stopped = None
-        with metrics_progress(out, settings.steps, f"rlhf ({settings.algorithm})"):
+        with metrics_progress(out, settings.steps, f"rlhf ({settings.algorithm})", recipe.training.trackers):
             for step in range(start, settings.steps):
                 if step == start or (settings.fleet.parity_every and step % settings.fleet.parity_every == 0):
                     precision = settings.precision or fleet.precision

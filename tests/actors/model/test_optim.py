@@ -36,6 +36,14 @@ def test_learning_rate_warms_up_stays_and_falls():
     assert all(later < sooner for sooner, later in itertools.pairwise(factors[80:]))
 
 
+def test_two_runs_have_the_rates_of_one_that_decays_on_another_mixture():
+    # infra/docs/training.md: decay_share 0, then a run that starts from its base with warmup_share 0, decay_share 1.
+    whole = [learning_rate_factor(step, 100, 0.1, 0.2) for step in range(100)]
+    first = [learning_rate_factor(step, 80, 0.125, 0.0) for step in range(80)]
+    second = [learning_rate_factor(step, 20, 0.0, 1.0) for step in range(20)]
+    assert first + second == pytest.approx(whole)
+
+
 def test_cosine_falls_from_the_warm_up_on():
     factors = [learning_rate_factor(step, 100, 0.1, 0.2, "cosine") for step in range(100)]
     assert factors[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
