@@ -27,7 +27,7 @@ from serve.replica.lora import adapter_checksum
 from serve.routes import aliases_of
 from serve.server import deploy
 from tests.helpers import two_free_ports
-from tests.serve.support.browsing import CHROMIUM
+from tests.serve.support.browsing import CHROMIUM, PATIENCE_MS
 from tests.templates import CHATML, LLAMA_3
 from tests.tiny import write_tiny_model
 
@@ -147,6 +147,7 @@ def client(server: Server) -> Iterator[openai.OpenAI]:
 def browser() -> Iterator["Browser"]:
     """Headless Chromium."""
     api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    api.expect.set_options(timeout=PATIENCE_MS)
     with api.sync_playwright() as driver:
         # Without a sandbox of its own it also starts as root and in containers.
         opened = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])

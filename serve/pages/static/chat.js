@@ -105,7 +105,7 @@ async function show(next, place = null) {
     log.append(columns);
   }
   byId("welcome").hidden = line.length > 0;
-  showMode();
+  if (cards.size) showMode();
   const toPlace = () => { if (scroll === null) toEnd(); else byId("scroll").scrollTop = scroll; };
   allowActs();
   toPlace();
@@ -207,8 +207,8 @@ function submit(text, parent = shownLine(chat).at(-1) ?? -1) {
 byId("form").addEventListener("submit", (event) => {
   event.preventDefault();
   const text = input.value, last = chat?.turns[shownLine(chat).at(-1)];
-  if (!chat) byId("hint").textContent = byId("status").textContent = "Your message stays here until the models are loaded.";
-  if (running || !chat || !text.trim()) return;
+  if (!cards.size) byId("hint").textContent = byId("status").textContent = "Your message stays here until the models are loaded.";
+  if (running || !cards.size || !text.trim()) return;
   if (last?.role === "user") { byId("hint").textContent = byId("status").textContent = CHOOSE; return; }
   input.value = "";
   saveView();

@@ -24,6 +24,10 @@ function keepChat(chat, written = true) {
   else if (place >= 0) keepChats(chats.with(place, { ...chat, time: chats[place].time }));
 }
 
+// Stores the thumb of one turn; a chat that was deleted meanwhile stays deleted.
+const keepThumb = (id, index, good) => keepChats(pastChats().map((chat) =>
+  (chat.id === id ? { ...chat, turns: chat.turns.map((turn, at) => (at === index ? { ...turn, good } : turn)) } : chat)));
+
 const forgetChat = (id) => keepChats(pastChats().filter((one) => one.id !== id));
 
 // The view of a chat is {draft, scroll}: the unsent message, and the position in pixels, null at the end.

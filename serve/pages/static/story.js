@@ -5,7 +5,8 @@ const MODELS = { base: "Base", sft: "Fine-tuned", policy: "Policy, after people 
 const CHANCES = 5, ANSWER_TOKENS = 48;
 let story = null;          // what does not change: sentences, questions, tasks, conversations
 let cards = new Map();      // the served models' entries of /v1/models, by name
-let asked = 0, shownConversation = 0;
+let shownConversation = 0;
+const asked = new Map();    // the number of times that each place of model cards was asked for
 
 function complain(text) { byId("trouble").textContent = text; byId("trouble").hidden = !text; }
 
@@ -54,19 +55,20 @@ function modelCard(name, sentence, found, withChances) {
   return node;
 }
 
-// Asks each model and shows the cards, unless the visitor has asked something else meanwhile.
+// Asks each model and shows the cards, unless something else has been asked for in their place meanwhile.
 async function showModels(place, names, sentence, withChances) {
-  const mine = ++asked;
+  const mine = (asked.get(place) ?? 0) + 1, isNewest = () => asked.get(place) === mine;
+  asked.set(place, mine);
   place.setAttribute("aria-busy", "true");
   try {
     const served = names.filter((name) => cards.has(name));
     const found = await Promise.all(served.map((name) => write(name, sentence)));
-    if (mine !== asked) return;
+    if (!isNewest()) return;
     place.replaceChildren(...served.map((name, index) => modelCard(name, sentence, found[index], withChances)));
     complain("");
   } catch (error) {
-    if (mine === asked) complain(`The models could not be asked: ${error.message}`);
-  } finally { place.removeAttribute("aria-busy"); }
+    if (isNewest()) complain(`The models could not be asked: ${error.message}`);
+  } finally { if (isNewest()) place.removeAttribute("aria-busy"); }
 }
 
 function choices(place, texts, choose) {

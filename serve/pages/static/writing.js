@@ -57,8 +57,10 @@ function rating(where, index) {
       return false;
     }
     record.good = good;
-    byId("status").textContent = good === null ? "Taken back." : "Stored, thank you.";
-    if (chat === where) keepChat(where, false);
+    // The chat may have been left, or left and opened again, before the server answered.
+    keepThumb(where.id, index, good);
+    if (chat.id === where.id) chat.turns[index].good = good;
+    byId("status").textContent = good === null ? "Taken back." : `Stored as a ${good ? "good" : "poor"} answer, thank you.`;
     return true;
   };
 }

@@ -55,7 +55,7 @@ def test_votes_by_keys_alone_are_blind_and_enter_the_ratings(browser: "api.Brows
             assert "alpha" not in content
             assert "beta" not in content
             page.keyboard.press(key)
-            page.get_by_text(f"{number} vote").wait_for()
+            api.expect(page.locator("#progress")).to_have_text(f"{number} vote{'s' * (number > 1)}")
             names = page.locator(".side h3 span:first-child").all_inner_texts()
             assert sorted(names) == ["alpha", "beta"]
             row = site.database.judgements("ann")[-1]
@@ -78,7 +78,7 @@ def test_votes_by_keys_alone_are_blind_and_enter_the_ratings(browser: "api.Brows
         assert [row.ranks[str(key)] for key in row.presented] == [2, 3, 1]
         page.goto(f"{site.url}/compare/ratings")
         page.get_by_text("4 votes; besides, all answers were bad 1 time.").wait_for()
-        assert page.get_by_role("row").count() == 4
+        api.expect(page.get_by_role("row")).to_have_count(4)
 
 
 def test_on_a_phone_by_touch_with_answers_in_which_nothing_runs(browser: "api.Browser", site: Site) -> None:
@@ -87,12 +87,12 @@ def test_on_a_phone_by_touch_with_answers_in_which_nothing_runs(browser: "api.Br
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
         assert page.evaluate("window.hacked") is None
         assert page.locator("main").locator("script, img, a").count() == 0
-        assert page.locator("strong").inner_text() == "so"
+        api.expect(page.locator("strong")).to_have_text("so")
         assert page.locator(".side").filter(has_text="<script>window.hacked=1</script>").count() == 1
         page.get_by_role("button", name="Both bad").click()
         page.locator("#outcome").filter(has_text="Both are bad. Left was").wait_for()
         page.get_by_role("button", name="Same prompt").click()
         page.get_by_role("status").filter(has_text="Which is better?").wait_for()
-        assert page.locator("#name-0").inner_text().strip() == "Left"
+        api.expect(page.locator("#name-0")).to_have_text("Left")
         (row,) = site.database.judgements("ben")
         assert row.all_bad

@@ -66,9 +66,9 @@ def test_a_whole_ranking_by_keyboard_alone_with_a_reload_in_the_middle(browser: 
         first = shown(page)
         page.reload()
         page.get_by_role("article", name="Answer A, rank 2").wait_for()
-        assert page.get_by_role("article", name="Answer B, rank 1").is_visible()
+        api.expect(page.get_by_role("article", name="Answer B, rank 1")).to_be_visible()
         press(page, "Enter")
-        assert page.get_by_role("status").inner_text() == "Not ranked yet: C, D."
+        api.expect(page.get_by_role("status")).to_have_text("Not ranked yet: C, D.")
         # A change and its undo, then down to the third answer, a tie with the first, and the last.
         press(page, "4 u ArrowDown ArrowDown 2 4 Enter")
         page.get_by_text("ann: 1 done").wait_for()
@@ -105,7 +105,7 @@ def test_keys_rank_on_any_layout_and_input_methods_keep_theirs(browser: "api.Bro
         page.get_by_role("article", name="Answer D, rank 4").wait_for()
         # The Enter that accepts a suggestion of an input method confirms nothing.
         type_key(page, "Enter", "Enter", keyCode=229)
-        assert page.get_by_role("article", name="Answer A, rank 2").is_visible()
+        api.expect(page.get_by_role("article", name="Answer A, rank 2")).to_be_visible()
         # After a click on a rank, Enter confirms.
         page.get_by_role("group", name="Rank of answer A").get_by_role("button", name="1").click()
         press(page, "Enter")
@@ -142,11 +142,12 @@ def test_an_outdated_page_asks_before_it_overwrites_and_retries_a_failing_server
         page.route("**/label/judgement", fail)
         page.clock.install()
         press(page, "1 2 3 4 Enter")
-        for _ in range(400):
-            if len(sent) == 4:
-                break
+
+        def sent_again() -> bool:
             page.clock.run_for(500)
-            page.wait_for_timeout(20)
+            return len(sent) == 4
+
+        wait_until(sent_again, 60, "the page to send it again")
         trouble = page.get_by_role("alert")
         api.expect(trouble).to_contain_text(
             "Not saved: the disk is full. It is kept in this browser; Enter sends it again."
@@ -228,5 +229,5 @@ def test_nothing_in_an_answer_runs_or_is_fetched(browser: "api.Browser", site: S
         assert asked
         assert all(url.startswith(site.url) or url.startswith("data:") for url in asked)
         # The answer's Markdown is rendered.
-        assert page.locator("strong").inner_text() == "bold"
-        assert page.locator(".answer ol li").all_inner_texts() == ["one", "two"]
+        api.expect(page.locator("strong")).to_have_text("bold")
+        api.expect(page.locator(".answer ol li")).to_have_text(["one", "two"])

@@ -3,12 +3,13 @@ finds no serious fault, and it fits."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
 from cluster.feedback import open_feedback
 from serve.gateway import GatewaySettings
-from tests.serve.support.browsing import IN_A_BROWSER, Site, served
+from tests.serve.support.browsing import IN_A_BROWSER, PATIENCE_MS, Site, await_models, served
 from tests.serve.support.labeling import fill
 from tests.serve.support.local import gateway_app
 from tests.serve.support.run_folder import write_run
@@ -37,10 +38,11 @@ def chat(page: "api.Page", site: Site) -> None:
     page.goto(site.url)
     page.get_by_role("button", name="Settings").click()
     page.get_by_label("Max tokens").fill("128")
+    await_models(page)
     page.get_by_label("Message").fill("What is the capital of Peru?")
     page.keyboard.press("Enter")
     page.get_by_role("button", name="Copy this answer").wait_for()
-    assert page.get_by_role("log").get_by_text(ANSWER).is_visible()
+    api.expect(page.get_by_role("log").get_by_text(ANSWER)).to_be_visible()
 
 
 ARABIC = "ما هي عاصمة بيرو؟"
@@ -51,6 +53,7 @@ def test_a_question_from_right_to_left_is_shown_so(browser: "api.Browser", site:
     page.goto(site.url)
     page.get_by_role("button", name="Settings").click()
     page.get_by_label("Max tokens").fill("128")
+    await_models(page)
     page.get_by_label("Message").fill(ARABIC)
     directions = [page.get_by_label("Message").evaluate("node => getComputedStyle(node).direction")]
     page.keyboard.press("Enter")
@@ -74,13 +77,14 @@ def test_the_heading_of_the_sign_in_is_no_bubble(browser: "api.Browser", site: S
 def history(page: "api.Page", site: Site) -> None:
     chat(page, site)
     page.get_by_role("button", name="Good answer").click()
+    page.get_by_text("Stored as a good answer").wait_for()
     page.get_by_role("button", name="History").click()
     page.get_by_role("dialog").get_by_text("What is the capital of Peru?").wait_for()
 
 
 def signed_in(page: "api.Page", site: Site, path: str) -> None:
     page.goto(f"{site.url}{path}")
-    page.keyboard.type(site.database.add_annotator(f"ann {id(page)}"))
+    page.keyboard.type(site.database.add_annotator(f"ann {uuid4().hex[:8]}"))
     page.keyboard.press("Enter")
 
 
@@ -93,7 +97,7 @@ def compare(page: "api.Page", site: Site) -> None:
 
 def ratings(page: "api.Page", site: Site) -> None:
     signed_in(page, site, "/compare/ratings")
-    page.get_by_role("table").or_(page.get_by_text("No votes yet")).first.wait_for()
+    page.get_by_text("There is nothing to rate yet.").wait_for()
 
 
 def label(page: "api.Page", site: Site) -> None:
@@ -125,6 +129,7 @@ def test_a_page_is_sound(
 ) -> None:
     context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
     page = context.new_page()
+    page.set_default_timeout(PATIENCE_MS)
     wrong: list[str] = []
     page.on("pageerror", lambda error: wrong.append(str(error)))
     page.on("console", lambda line: line.type in ("error", "warning") and wrong.append(line.text))

@@ -10,7 +10,8 @@ from cluster.keys import KeyRing
 from cluster.run.folder import RunFolder
 from cluster.run.trail import Decision, add_decision, read_answer
 from serve.gateway import GatewaySettings
-from tests.serve.support.browsing import IN_A_BROWSER, served
+from tests.helpers import wait_until
+from tests.serve.support.browsing import IN_A_BROWSER, PATIENCE_MS, await_models, served
 from tests.serve.support.local import Parrot, gateway_app
 from tests.serve.support.run_folder import HOSTILE, at_work, write_run
 
@@ -41,7 +42,7 @@ def opened(browser: "api.Browser", url: str, width: int) -> Iterator["api.Page"]
     """Yields a page that fails the test on any error in it and on any request to another origin."""
     context = browser.new_context(viewport={"width": width, "height": 800})
     page = context.new_page()
-    page.set_default_timeout(60_000)
+    page.set_default_timeout(PATIENCE_MS)
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.on("request", lambda asked: asked.url.startswith((url, "data:")) or errors.append(asked.url))
@@ -62,22 +63,23 @@ def test_the_run_page_asks_for_a_key_and_shows_the_run(browser: "api.Browser", s
         page.keyboard.type(site.admin)
         page.keyboard.press("Enter")
         page.get_by_role("heading", name="rlhf").wait_for()
-        assert page.get_by_role("status").inner_text() == "7 of 7 stages done"
+        api.expect(page.get_by_role("status")).to_have_text("7 of 7 stages done")
         sft = page.get_by_role("region", name="sft")
-        assert sft.get_by_text("base mark of base").is_visible()
-        assert page.get_by_role("img", name="held out loss over steps 0 to 199: from 4 to 0.07").count() == 7
+        api.expect(sft.get_by_text("base mark of base")).to_be_visible()
+        curves = page.get_by_role("img", name="held out loss over steps 0 to 199: from 4 to 0.07")
+        api.expect(curves).to_have_count(7)
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-        assert page.locator("#samples .sample").count() == 24
+        api.expect(page.locator("#samples .sample")).to_have_count(24)
         contents = page.get_by_role("navigation", name="Stages and samples")
         contents.get_by_role("link", name="samples").click()
         # The contents stay in sight.
         assert page.evaluate("scrollY") > contents.bounding_box()["y"] == 0
         sft.get_by_text("What it wrote at step 200").click()
-        assert sft.locator(".sample").count() == 2
-        assert sft.get_by_text("Lima.").first.is_visible()
+        api.expect(sft.locator(".sample")).to_have_count(2)
+        api.expect(sft.get_by_text("Lima.").first).to_be_visible()
         rlhf = page.get_by_role("region", name="rlhf")
         rlhf.get_by_text("Answers sampled at step 200, token by token").click()
-        assert rlhf.get_by_text("reward 1.50").is_visible()
+        api.expect(rlhf.get_by_text("reward 1.50")).to_be_visible()
         said = rlhf.locator(".said").first.locator("b")
         assert said.evaluate_all("tokens => tokens.slice(0, 4).map(token => [token.className, token.title])") == [
             ["lean3", "log ratio 1.70"],
@@ -90,14 +92,15 @@ def test_the_run_page_asks_for_a_key_and_shows_the_run(browser: "api.Browser", s
         names = ["rollout 0", "rollout 1", "rollout 2", "rollout 10", "learner", "rewards"]
         assert sorted(lanes.locator(".who").all_inner_texts()) == sorted(names)
         assert lanes.locator(".who").all_inner_texts()[:4] == names[:4]
-        assert lanes.first.get_by_text("weights 10, ready, 2,000 tokens/s").is_visible()
-        assert lanes.nth(1).get_by_text("gone").is_visible()
+        api.expect(lanes.first.get_by_text("weights 10, ready, 2,000 tokens/s")).to_be_visible()
+        api.expect(lanes.nth(1).get_by_text("gone")).to_be_visible()
         assert lanes.nth(1).locator("i.lost").get_attribute("title") == "rollout 1 was lost, 0.50 s, 2 prompts"
-        assert rlhf.get_by_text("25 % by weights 1 version behind; 4 are with the rollout actors still").is_visible()
+        staleness = rlhf.get_by_text("25 % by weights 1 version behind; 4 are with the rollout actors still")
+        api.expect(staleness).to_be_visible()
         rlhf.get_by_text("Where each prompt of step 9 was").click()
         prompts = rlhf.locator(".trace").last.locator(".lane:not(.head)")
         assert prompts.locator(".who").all_inner_texts() == [HOSTILE, "b", "c", "d"]
-        assert prompts.last.get_by_text("750 tokens, 1 version behind").is_visible()
+        api.expect(prompts.last.get_by_text("750 tokens, 1 version behind")).to_be_visible()
         kinds = prompts.last.locator("i:not(.edge)").evaluate_all("bars => bars.map(bar => [bar.className, bar.title])")
         assert kinds[0] == ["waits", "with the rollout actors for 2.00 s"]
         assert [kind for kind, _ in kinds] == ["waits", "draw", "reward", "learn"]
@@ -124,8 +127,14 @@ def test_the_run_page_follows_a_run(browser: "api.Browser", site: Site) -> None:
         for step, decision in (("begin", "begun"), ("gates", "passed"), ("compare", "passed")):
             add_decision(site.run.root, Decision(2, step, decision, f"the {step} of round 2"))
         page.get_by_role("heading", name="A new policy waits").wait_for()
+        # The page says so until it looks at the run again, which waits meanwhile.
+        held: list[api.Route] = []
+        page.route("**/runs/data", lambda route: held.append(route))
         page.get_by_role("button", name="Let it take over").click()
         page.get_by_text("Approved: the loop goes on.").wait_for()
+        page.unroute("**/runs/data")
+        for route in held:
+            route.continue_()
         answer = read_answer(site.run.root, 2)
         assert answer
         assert (answer.approved, answer.by) == (True, "admin")
@@ -136,16 +145,24 @@ def test_the_run_page_follows_a_run(browser: "api.Browser", site: Site) -> None:
 def test_the_run_page_asks_for_a_key_once(browser: "api.Browser", site: Site) -> None:
     with browser.new_context() as context:
         page = context.new_page()
+        page.set_default_timeout(PATIENCE_MS)
         page.clock.install()
+        refused: list[int] = []
+        page.on("response", lambda reply: reply.url == f"{site.url}/runs/data" and refused.append(reply.status))
         page.goto(f"{site.url}/runs")
         page.get_by_role("dialog").wait_for()
         page.get_by_role("button", name="Cancel").click()
         page.get_by_text("The run could not be read").wait_for()
-        for _ in range(3):
-            with page.expect_response(f"{site.url}/runs/data") as reply:
-                page.clock.fast_forward(6_000)
-            assert reply.value.status == 401
-            assert not page.get_by_role("dialog").is_visible()
+
+        def looked_again() -> bool:
+            # The page sets its timer only when it has read the answer before.
+            page.clock.run_for(6_000)
+            return len(refused) > 4
+
+        # The answer before the last has certainly been read.
+        wait_until(looked_again, 60, "the page to look again")
+        assert set(refused) == {401}
+        api.expect(page.get_by_role("dialog")).to_have_count(0)
 
 
 def test_the_chat_page_asks_for_a_key_once(browser: "api.Browser", site: Site) -> None:
@@ -155,11 +172,11 @@ def test_the_chat_page_asks_for_a_key_once(browser: "api.Browser", site: Site) -
         page.keyboard.type(site.chat)
         page.keyboard.press("Enter")
         page.get_by_role("dialog").wait_for(state="detached")
-        page.locator("#model option").wait_for(state="attached")
+        await_models(page)
         page.locator("#prompt").fill("hello")
         with page.expect_response("**/v1/chat/completions") as answered:
             page.keyboard.press("Enter")
         assert answered.value.status == 200
         assert answered.value.request.headers["authorization"] == f"Bearer {site.chat}"
         page.get_by_role("log").get_by_text("hello").nth(1).wait_for()
-        assert page.get_by_role("dialog").count() == 0
+        api.expect(page.get_by_role("dialog")).to_have_count(0)

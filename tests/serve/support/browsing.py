@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
-
+# How long a page is waited for, in milliseconds: it only passes where something is wrong, also on a busy machine.
+PATIENCE_MS = 60_000
 # The marks of the browser tests.
 IN_A_BROWSER = [
     pytest.mark.slow,
@@ -40,7 +41,7 @@ def open_page(browser: "Browser", url: str, token: str, width: int = 1280) -> It
     """Yields a browser session of its own, signed in with a token; any error in the page fails the test."""
     context = browser.new_context(viewport={"width": width, "height": 800})
     page = context.new_page()
-    page.set_default_timeout(60_000)
+    page.set_default_timeout(PATIENCE_MS)
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.goto(url)
@@ -49,6 +50,11 @@ def open_page(browser: "Browser", url: str, token: str, width: int = 1280) -> It
     yield page
     context.close()
     assert errors == []
+
+
+def await_models(page: "Page") -> None:
+    """Waits until the chat page has its list of models; before that it sends nothing."""
+    page.locator("#model option").first.wait_for(state="attached")
 
 
 @contextmanager
