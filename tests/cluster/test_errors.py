@@ -115,7 +115,7 @@ def test_a_wait_calls_meanwhile_until_the_result_or_the_deadline() -> None:
     assert len(seen) > 1
     with pytest.raises(DeadlineError, match="waited 1 s for the sleeper"):
         wait_for(sleep.remote(20.0), 1.0, "the sleeper", lambda: seen.append(2))
-    assert seen.count(2) > 3
+    assert seen.count(2) > 1
 
 
 def test_processes_of_ray_that_start_too_slowly_are_one_line() -> None:

@@ -83,7 +83,7 @@ def test_models_answer_while_the_controller_is_dead(server: Server, client: open
 def test_readiness_reports_every_model(server: Server) -> None:
     assert httpx.get(f"{server.url}/health").json() == {"status": "ok"}
     # Clients of earlier tests may have gone a moment ago.
-    assert wait_until(server, requests=0, seconds=10)
+    assert wait_until(server, requests=0, seconds=60)
     response = httpx.get(f"{server.url}/ready")
     assert response.status_code == 200
     assert response.json() == {
@@ -400,7 +400,7 @@ def test_the_engine_stops_when_the_client_goes(server: Server, stream: bool) -> 
                 assert client.recv(1 << 16).startswith(b"HTTP/1.1 200 OK")
             assert wait_until(server, requests=6, seconds=60)
         assert wait_until(server, requests=2, seconds=60)
-    assert wait_until(server, requests=0, seconds=10)
+    assert wait_until(server, requests=0, seconds=60)
 
 
 def test_requests_of_clients_that_disconnect_at_once_leave_the_engine(server: Server) -> None:
@@ -416,4 +416,4 @@ def test_requests_of_clients_that_disconnect_at_once_leave_the_engine(server: Se
                 client.post("/v1/completions", json=body | {"stream": number % 2 == 0}, timeout=soon)
 
         list(threads.map(go_at_once, range(len(waits))))
-    assert wait_until(server, requests=0, seconds=20)
+    assert wait_until(server, requests=0, seconds=60)

@@ -14,7 +14,7 @@ import pytest
 from actors.functions.caller import LATE_IN_A_ROW, CallLimits, FunctionCaller
 from actors.types import Failure
 from cluster.errors import UserError
-from tests.helpers import wait_until
+from tests.helpers import fastest, wait_until
 
 FUNCTIONS = "tests.actors.functions.reward_functions"
 Called = Callable[..., list[float | Failure]]
@@ -33,7 +33,7 @@ def called() -> Iterator[Called]:
     yield call
     for caller in callers:
         caller.close()
-    wait_until(lambda: not _children(), 20, "the processes to end")
+    wait_until(lambda: not _children(), 60, "the processes to end")
 
 
 def _children() -> list[str]:
@@ -59,13 +59,13 @@ def test_numbers_come_back_in_order_whatever_the_function_prints(called: Called)
         ("none", "gave None: it must be a number, not of type NoneType"),
         ("text", "gave '1.0': it must be a number, not of type str"),
         ("exit", "ended its process (signal 9)"),
-        ("hang", "took longer than 0.3 s"),
+        ("hang", "took longer than 2 s"),
     ],
 )
 @pytest.mark.parametrize("name", ["unsound", "unsound_waits"])
 def test_a_call_that_fails_takes_no_other_with_it(called: Called, name: str, answer: str, how: str):
     how = how.replace("\n", r"\n")
-    found = called(name, ["a", answer, "b", "c"], seconds=0.3)
+    found = called(name, ["a", answer, "b", "c"], seconds=2)
     assert found == [1.0, Failure(f"reward function {FUNCTIONS}:{name} {how}, for answer {answer}"), 1.0, 1.0]
 
 
@@ -78,10 +78,10 @@ def test_a_call_touches_none_but_its_own_answer(called: Called, name: str):
 
 
 def test_processes_of_a_call_that_is_too_late_end_with_it(called: Called, tmp_path: Path):
-    (found,) = called("leaves_behind", ["a"], seconds=0.5, folder=str(tmp_path))
-    assert "took longer than 0.5 s" in found.reason
+    (found,) = called("leaves_behind", ["a"], seconds=3, folder=str(tmp_path))
+    assert "took longer than 3 s" in found.reason
     process = int((tmp_path / "pid").read_text())
-    wait_until(lambda: not psutil.pid_exists(process), 10, "what the function had started to end")
+    wait_until(lambda: not psutil.pid_exists(process), 60, "what the function had started to end")
 
 
 def test_processes_of_a_call_end_with_an_actor_that_is_killed(tmp_path: Path):
@@ -96,7 +96,7 @@ def test_processes_of_a_call_end_with_an_actor_that_is_killed(tmp_path: Path):
         processes = psutil.Process(actor.pid).children(recursive=True)
         assert int((tmp_path / "pid").read_text()) in {process.pid for process in processes}
         actor.kill()
-    wait_until(lambda: not any(map(_runs, processes)), 10, "all processes of the call to end")
+    wait_until(lambda: not any(map(_runs, processes)), 60, "all processes of the call to end")
 
 
 def _runs(process: psutil.Process) -> bool:
@@ -111,18 +111,17 @@ def test_an_object_whose_call_is_a_coroutine_function_is_awaited(called: Called)
 
 
 def test_a_coroutine_that_hangs_is_canceled(called: Called):
-    found = called("unsound_waits", ["a", "wait", "b"], seconds=0.3)
+    found = called("unsound_waits", ["a", "wait", "b"], seconds=2)
     assert found[::2] == [1.0, 1.0]
-    assert "took longer than 0.3 s" in found[1].reason
+    assert "took longer than 2 s" in found[1].reason
 
 
 @pytest.mark.slow
 def test_calls_run_side_by_side(called: Called):
     assert called("slow", ["x"] * 40, at_once=8) == [1.0] * 40
-    begun = time.monotonic()
-    assert called("waits", ["x"] * 40) == [0.5] * 40
     # This includes the start of the process; one after the other the calls would wait 10 s.
-    assert time.monotonic() - begun < 5
+    assert fastest(lambda: called("waits", ["x"] * 40), below=8) < 8
+    assert called("waits", ["x"] * 40) == [0.5] * 40
 
 
 def test_a_failed_call_is_made_again(called: Called, tmp_path: Path):
@@ -137,7 +136,7 @@ def test_a_failed_call_is_made_again(called: Called, tmp_path: Path):
 def test_a_function_that_always_hangs_is_given_up(called: Called):
     begun = time.monotonic()
     found = called("unsound", ["hang"] * 100, seconds=0.2, at_once=4)
-    assert time.monotonic() - begun < 20
+    assert time.monotonic() - begun < 60
     reasons = [verdict.reason for verdict in found]
     assert any("took longer than 0.2 s" in reason for reason in reasons)
     assert f"was not called: the last {LATE_IN_A_ROW} calls all took too long" in reasons[-1]

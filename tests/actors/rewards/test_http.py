@@ -14,7 +14,7 @@ import pytest
 from actors.rewards.http import HttpReward
 from actors.types import Failure, Prompt, RewardInput, RolloutId, Sample, Verdict
 from cluster.recipe.rlhf.rewards import Reward
-from tests.helpers import free_port
+from tests.helpers import fastest, free_port
 
 INPUTS = {name: RewardInput([{"role": "user", "content": name}], {"answer": "4"}) for name in "ab"}
 PROMPTS = [Prompt("b", [1]), Prompt("a", [2])]
@@ -142,24 +142,27 @@ def test_a_server_that_does_not_answer_in_time_is_named(endpoint: Endpoint):
     found = reasons(scored(endpoint, timeout=0.3))
     assert len(found) == 3
     assert f"reward endpoint {endpoint.url} took longer than 0.3 s" in found[0]
-    assert time.monotonic() - begun < 10
+    assert time.monotonic() - begun < 20
     done.set()
 
 
 def test_an_answer_that_comes_in_trickles_is_late_all_the_same(endpoint: Endpoint):
-    endpoint.trickle = 0.1
+    # The whole answer takes more than 10 s, and no pause in it is as long as the deadline.
+    endpoint.trickle = 0.4
     begun = time.monotonic()
     assert "took longer than 0.5 s" in reasons(scored(endpoint, timeout=0.5, attempts=1))[0]
-    assert time.monotonic() - begun < 1.5
+    assert time.monotonic() - begun < 7
 
 
 def test_a_server_that_is_not_there_is_named_at_once():
     url = f"http://127.0.0.1:{free_port()}/"
-    begun = time.monotonic()
-    (failed, _), (_,) = HttpReward(url, 10, 3).score(PROMPTS, GROUPS, ASKED)
-    assert f"{url} failed 3 times; the last: " in failed.reason
+
+    def fails() -> None:
+        (failed, _), (_,) = HttpReward(url, 10, 3).score(PROMPTS, GROUPS, ASKED)
+        assert f"{url} failed 3 times; the last: " in failed.reason
+
     # Three times for all, and not for each.
-    assert time.monotonic() - begun < 3
+    assert fastest(fails, below=3) < 3
 
 
 @pytest.mark.parametrize(

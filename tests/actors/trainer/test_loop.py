@@ -6,7 +6,6 @@ import re
 import shutil
 import signal
 import threading
-import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -40,7 +39,7 @@ from cluster.run.folder import SCRATCH
 from cluster.run.metrics import read_metrics
 from cluster.runtime.plan import Allocation, Plan
 from pipelines.train import best_checkpoint, fit, speed_metrics, wait_for_training
-from tests.helpers import wait_until
+from tests.helpers import fastest, wait_until
 from tests.tiny import tiny_tokenizer
 
 # Two epochs in batches of seven: the last batch has one row, and a second worker none.
@@ -201,9 +200,10 @@ def test_the_loss_does_not_depend_on_workers_micro_batches_and_ends(undisturbed)
     assert [row["tokens"] for row in split] == [row["tokens"] for row in rows]
     assert split[-1]["samples"] == rows[-1]["samples"]
     # A finished job starts no worker when it is run again.
-    begin = time.monotonic()
-    assert train(root, "split", workers=2, micro_batch_rows=2, checkpoint_every=2) == split
-    assert time.monotonic() - begin < 5
+    again: list[list[dict[str, Any]]] = []
+    work = partial(train, root, "split", workers=2, micro_batch_rows=2, checkpoint_every=2)
+    assert fastest(lambda: again.append(work()), below=5) < 5
+    assert again[-1] == split
 
 
 @pytest.mark.slow

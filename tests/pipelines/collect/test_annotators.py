@@ -84,9 +84,9 @@ def hangs(prompt: Mapping[str, Any], answers: Sequence[JudgedAnswer], chance: ra
 
 
 def test_an_annotator_that_hangs_is_told_in_one_line_and_stopped() -> None:
-    own = SyntheticAnnotator.of(Call(function=f"{__name__}:hangs"), seconds=0.02)
+    own = SyntheticAnnotator.of(Call(function=f"{__name__}:hangs"), seconds=0.3)
     prompts = {f"p{number}": {"id": str(number)} for number in range(40)}
-    with pytest.raises(UserError, match=r"the prompt 'p2': it took longer than 0.02 s \(1 of 40 prompts failed"):
+    with pytest.raises(UserError, match=r"the prompt 'p2': it took longer than 0.3 s \(1 of 40 prompts failed"):
         own.check(prompts)
     with pytest.raises(UserError, match=rf"^the .* 'p9': it took .* each of the last {LATE_IN_A_ROW} calls"):
         own.check(prompts, max_failed=1.0)

@@ -30,7 +30,7 @@ class Parrot:
 
     def __init__(self) -> None:
         self.ended = 0
-        self.go_on = asyncio.Event()
+        self.go_on, self.waits = asyncio.Event(), asyncio.Event()
 
     async def answer(
         self, endpoint: Endpoint, body: dict[str, Any], given_up: GivenUp = ignore
@@ -41,6 +41,7 @@ class Parrot:
             if words == ["fail"]:
                 raise ZeroDivisionError("secret /etc/passwd")
             if words == ["wait"]:
+                self.waits.set()
                 try:
                     await self.go_on.wait()
                 except asyncio.CancelledError:

@@ -28,15 +28,15 @@ def test_a_call_that_hangs_ends_at_its_deadline(hangs: Callable[[], object]) -> 
     begin, handler, timer = time.monotonic(), signal.getsignal(signal.SIGALRM), signal.getitimer(signal.ITIMER_REAL)
     with pytest.raises(LateError, match=r"^took longer than 0.05 s$"):
         call_within(0.05, hangs)
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < 18
     assert signal.getsignal(signal.SIGALRM) == handler
     # The timer that pytest may have set as this test's deadline is still running.
-    assert signal.getitimer(signal.ITIMER_REAL)[0] == pytest.approx(timer[0], abs=5)
+    assert signal.getitimer(signal.ITIMER_REAL)[0] == pytest.approx(timer[0], abs=60)
 
 
 def test_calls_outside_the_main_thread_have_a_deadline_too() -> None:
     with ThreadPoolExecutor(1) as pool:
-        assert pool.submit(call_within, 5, lambda number: number + 1, 1).result() == 2
+        assert pool.submit(call_within, 60, lambda number: number + 1, 1).result() == 2
         with pytest.raises(LateError):
             pool.submit(call_within, 0.05, time.sleep, 1).result()
 
@@ -45,9 +45,9 @@ def test_what_a_function_returns_or_raises_passes() -> None:
     def fails() -> None:
         raise TimeoutError("of its own")
 
-    assert call_within(5, sorted, [2, 1]) == [1, 2]
+    assert call_within(60, sorted, [2, 1]) == [1, 2]
     with pytest.raises(TimeoutError, match="of its own"):
-        call_within(5, fails)
+        call_within(60, fails)
 
 
 def test_every_item_of_a_source_has_the_deadline() -> None:
@@ -59,7 +59,7 @@ def test_every_item_of_a_source_has_the_deadline() -> None:
     found = []
     with pytest.raises(LateError):
         found.extend(items_within(0.1, slow))
-    assert list(items_within(5, lambda: [1, None])) == [1, None]
+    assert list(items_within(60, lambda: [1, None])) == [1, None]
 
 
 def test_a_module_that_hangs_when_it_is_imported_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
