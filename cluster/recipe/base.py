@@ -189,8 +189,15 @@ def check_origin(source: Any) -> Any:
         ValueError: a field is missing, or belongs to the other kind.
     """
     for kind, field in (("files", "path"), ("function", "function")):
-        if (source.kind == kind) != (getattr(source, field) is not None):
-            raise ValueError(f"a source of kind {kind} needs a {field}, and no other kind takes one")
+        if source.kind == kind and getattr(source, field) is None:
+            wrong = [other for other in ("path", "function") if getattr(source, other) is not None]
+            meant = (
+                f"; for this {wrong[0]}, add `kind: {'files' if wrong[0] == 'path' else 'function'}`" if wrong else ""
+            )
+            raise ValueError(f"a source of kind {kind} needs a {field}{meant}")
+    for kind, field in (("files", "path"), ("function", "function")):
+        if source.kind != kind and getattr(source, field) is not None:
+            raise ValueError(f"a source of kind {source.kind} takes no {field}; only one of kind {kind} does")
     if source.arguments and source.kind != "function":
         raise ValueError("arguments are for sources of kind function")
     return source

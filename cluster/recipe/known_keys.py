@@ -34,6 +34,7 @@ def elsewhere(name: str, recipe: type[BaseModel]) -> list[str]:
 
 def suggestion(name: str, recipe: type[BaseModel]) -> str:
     """Says which key an unknown dotted name may mean, to follow a complaint; empty if no key is like it."""
+    name = name.lower()
     if found := elsewhere(name, recipe):
         return f"did you mean {' or '.join(found)}?"
     keys = [key for key, _ in _keys(recipe)]

@@ -32,7 +32,10 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the recipe {path}: {_reason(error)}") from error
+        advice = (
+            f"; name the recipe in this folder, such as {Path(path) / 'recipe.yaml'}" if Path(path).is_dir() else ""
+        )
+        raise UserError(f"cannot read the recipe {path}: {_reason(error)}{advice}") from error
     try:
         data = yaml.load(text, _Loader)
     except yaml.YAMLError as error:

@@ -85,7 +85,7 @@ def prompt_of(row: Row, place: str) -> Messages:
     given = next((row[name] for name in ("prompt", "messages", "conversations") if row.get(name)), None)
     if given is None and (row.get("instruction") or row.get("question")):
         given = [{"role": "user", "content": instruction_of(row) if row.get("instruction") else row["question"]}]
-    elif isinstance(row.get("prompt"), str):
+    elif row.get("prompt") and not isinstance(row["prompt"], list):
         given = [{"role": "user", "content": row["prompt"]}]
     if not given:
         empty = [name for name in PROMPT_FIELDS if name in row]

@@ -201,7 +201,8 @@ def _json_list(path: str) -> Iterator[tuple[Row | BadRow, str]]:
             f"cannot read {path} as JSON: {error}; files with one object per line must end in .jsonl"
         ) from error
     if not isinstance(rows, list):
-        raise UserError(f"{path} is not a list of objects")
+        held = f"one object with the fields {', '.join(list(rows)[:8])}" if isinstance(rows, dict) else repr(rows)[:40]
+        raise UserError(f"{path} is not a list of objects but {held}: write the rows as [{{...}}, {{...}}]")
     for number, row in enumerate(rows):
         yield _object(row, f"{path} row {number}"), f"{path} row {number}"
 
@@ -275,7 +276,7 @@ def _json_line(line: bytes, place: str) -> Row | BadRow:
         advice = f"fix the line, or all of the file: {conversion(b'')}"
         reason = f"{place} is not UTF-8 at byte {error.start}; {advice}"
     except ValueError as error:
-        reason = f"{place} is not valid JSON ({error}); fix or remove the line"
+        reason = f"{place} is not valid JSON ({error}); write one whole object on each line, or remove the line"
     except RecursionError:
         reason = f"{place} is nested too deeply; fix or remove the line"
     return bad_row(place, reason, line.decode("utf-8", "backslashreplace"))

@@ -55,7 +55,8 @@ def read_turns(turns: Any, place: str) -> Turns:
     """
     turns = _decoded(turns, place)
     if not isinstance(turns, list) or not turns:
-        raise UserError(f"{place}: messages must be a list of turns")
+        wanted = "messages must be a list of turns, each an object with a role and a content"
+        raise UserError(f"{place}: {wanted}, not {repr(turns)[:40]}")
     messages, untrained, ignored = [], [], set[str]()
     for number, turn in enumerate(turns):
         if not isinstance(turn, dict):
@@ -91,7 +92,10 @@ def require_text(value: Any, place: str) -> str:
         UserError: it is not.
     """
     if not isinstance(value, str):
-        raise UserError(f"{place}: a turn needs a role ({', '.join(ROLES)}) and a content that is text")
+        shown = "nothing" if value is None else repr(value)[:40]
+        raise UserError(
+            f"{place}: a turn needs a role ({', '.join(ROLES)}) and a content that is text, and it has {shown}"
+        )
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:

@@ -56,9 +56,12 @@ class Reward(Section):
     @model_validator(mode="after")
     def _every_kind_has_its_own(self) -> "Reward":
         for kind, value in (("function", self.function), ("http", self.url)):
-            if (self.kind == kind) != (value is not None):
+            if self.kind != kind and value is not None:
+                given = "function" if kind == "function" else "url"
+                raise ValueError(f"{given} is set and kind is {self.kind}: add `kind: {kind}`, or remove {given}")
+            if self.kind == kind and value is None:
                 needed = "function" if kind == "function" else "url"
-                raise ValueError(f"a reward of kind {kind} needs a {needed}, and no other kind takes one")
+                raise ValueError(f"a reward of kind {kind} needs a {needed}")
         return self
 
 

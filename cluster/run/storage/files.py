@@ -54,7 +54,7 @@ def find_files(pattern: str) -> list[StoredFile]:
 def no_match(pattern: str) -> str:
     """Says that no file matches a path, URI or glob, and on this machine which folder was searched and what is in it:
     the names that are most like the pattern's, first."""
-    said = f"no file matches {shown_name(pattern)}"
+    said = f"no file matches {shown_name(pattern) or 'an empty path'}"
     if is_remote(pattern):
         return said
     place = Path(absolute(pattern))

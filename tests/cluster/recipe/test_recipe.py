@@ -82,6 +82,8 @@ def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
         ("rlhf.rewards=[{kind: http, url: 'file:///etc/passwd'}]", "rlhf.rewards.0.url"),
         ("rlhf.rewards=[]", "at least 1 item"),
         ("rlhf.rewards=[{kind: function}]", "needs a function"),
+        ("rlhf.rewards=[{function: 'm:f'}]", "function is set and kind is model: add `kind: function`, or remove"),
+        ("sft.sources=[{function: 'm:f'}]", "of kind files needs a path; for this function, add `kind: function`"),
         ("rlhf.rewards=[{kind: function, function: len}]", "input should be module:function, such as rewards:brief"),
         ("model.size=2.5m", "model.size: input should be a number with K, M or B behind it, such as 800K or 2.5M"),
         ("experiment={target: [{path: x}], variants: {a b: {}}}", "input should be letters, digits, dots, dashes and"),

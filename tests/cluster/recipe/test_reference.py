@@ -46,6 +46,7 @@ def test_a_section_or_key_is_printed_by_its_name():
         ("stop", "did you mean rlhf.stop?"),
         ("maxkl", "did you mean rlhf.stop.max_kl?"),
         ("temperature", "did you mean collect.temperature or rlhf.sampling.temperature?"),
+        ("RLHF", "did you mean rlhf?"),
         ("nowhere", "it has name, seed, run"),
         ("seed.x", "seed has no keys inside"),
     ],

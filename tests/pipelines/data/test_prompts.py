@@ -45,6 +45,8 @@ def test_both_sides_of_the_split_have_prompts(count: int, share: float, held_out
             {"prompt": None, "kind": "a"},
             'row 1: "prompt" is empty; fill it in or remove the row (its columns are prompt ',
         ),
+        ({"prompt": 5}, "a content that is text, and it has 5"),
+        ({"messages": {"role": "user"}}, "each an object with a role and a content, not {'role': 'user'}"),
         ({"instruction": None}, 'row 1: "instruction" is empty'),
         ({"text": "a", "kind": "b"}, "'question'; its columns are text, kind"),
     ],

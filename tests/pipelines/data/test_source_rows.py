@@ -104,6 +104,13 @@ def test_a_row_of_a_table_that_cannot_be_read_is_named_by_its_line(tmp_path: Pat
         ("folder", None, "is a folder: name the files in it, such as "),
         ("chats.csv", "question,reply\na,b\n", 'line 2 has none of "messages"'),
         ("chats.csv", "question,reply\na,b\n", "; its columns are question, reply"),
+        (
+            "chats.json",
+            '{"data": []}',
+            "is not a list of objects but one object with the fields data: write the rows as",
+        ),
+        ("chats.jsonl", '{\n"prompt": "a"}', "line 1 is not valid JSON"),
+        ("chats.jsonl", '{\n"prompt": "a"}', "write one whole object on each line"),
         ("chats.jsonl", '{"prompt": "a", "response": null}', 'line 1: "response" is empty; fill it in'),
         ("chats.csv", "prompt,response\na,b\n".encode("utf-16"), "chats.csv is not UTF-8; it is in UTF-16: convert it"),
         ("chats.jsonl", '{"prompt": "a"}\n'.encode("utf-16-le"), "chats.jsonl is not UTF-8; it is in UTF-16"),
