@@ -14,6 +14,8 @@ TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
+# The smallest configuration of any architecture.
+SMALL = {"vocab_size": 300, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "eos_token_id": 4}
 TEXT = [
     "The capital of Peru is Lima. What is the capital of Peru?",
     "She sells sea shells; the shells she sells are surely seashells.",

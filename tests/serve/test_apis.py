@@ -12,8 +12,8 @@ from pydantic import BaseModel
 from transformers import AutoTokenizer
 
 from tests.serve.conftest import Server
+from tests.serve.support.questions import PLACE
 from tests.serve.test_exposed import tokens
-from tests.serve.test_gateway import PLACE
 
 pytestmark = pytest.mark.slow
 

@@ -4,46 +4,22 @@ import hashlib
 import json
 import random
 import shutil
-import time
 from collections import Counter
-from collections.abc import Callable
 from itertools import accumulate
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from rich.progress import Progress
 from transformers import AutoTokenizer
 
-from cluster.errors import DeadlineError, StorageError, UserError
 from cluster.recipe.recipe import Recipe
 from cluster.run.folder import RunFolder
 from pipelines.corpus import run, stage, tasks
 from pipelines.corpus.dedup.split import SPLITS
 from pipelines.corpus.tokens.shards import read_rows
-from tests.demo_recipe import DEMO
+from tests.pipelines.corpus.stage_runs import CONTEXT, build, make_recipe
 
 pytestmark = pytest.mark.slow
-
-CONTEXT = 64
-
-
-def make_recipe(*sources: dict[str, object], **corpus: object) -> Recipe:
-    return Recipe.model_validate(
-        {
-            "name": "test",
-            "seed": 3,
-            "model": {"vocabulary": 400, "context": CONTEXT},
-            "corpus": {"sources": list(sources), "held_out_share": 0.1, **corpus},
-            **DEMO,
-        }
-    )
-
-
-def build(recipe: Recipe, folder: Path) -> dict:
-    folder.mkdir(parents=True, exist_ok=True)
-    run(recipe, RunFolder(folder.parent), folder)
-    return json.loads((folder / "stats.json").read_text())
 
 
 def hashes(folder: Path) -> dict[str, str]:
@@ -263,59 +239,6 @@ def test_a_finished_stage_is_not_run_again(built: Path, recipe: Recipe, monkeypa
     assert figures["train_rows"] == json.loads((built / "stats.json").read_text())["train_rows"]
 
 
-def test_a_phase_without_progress_is_named(ray_session: None, tmp_path: Path) -> None:
-    stuck = [tasks.Task("stuck", "key", ())]
-    with (
-        Progress(disable=True) as progress,
-        pytest.raises(DeadlineError, match="waited 1 s for a task of the phase 'find duplicates'"),
-    ):
-        tasks.run_tasks("find duplicates", tmp_path, stuck, _sleep, progress, deadline=1)
-
-
-def test_parts_that_a_storage_did_not_answer_are_done_by_the_next_run(ray_session: None, tmp_path: Path) -> None:
-    parts = [tasks.Task(f"part-{number}", "key", ()) for number in range(3)]
-
-    def attempt(function: Callable[[int], dict[str, object]]) -> list[dict[str, object]]:
-        with Progress(disable=True) as progress:
-            return tasks.run_tasks("read", tmp_path, parts, function, progress, deadline=60)
-
-    with pytest.raises(StorageError, match="cannot read s3://b/1: 403; 1 of 3 parts of the phase 'read' are not done"):
-        attempt(_unanswered)
-    assert attempt(_answered) == [{"by": "first"}, {"by": "second"}, {"by": "first"}]
-
-
-def _unanswered(index: int) -> dict[str, object]:
-    if index == 1:
-        raise StorageError("cannot read s3://b/1: 403")
-    return {"by": "first"}
-
-
-def _answered(_: int) -> dict[str, object]:
-    return {"by": "second"}
-
-
-def _sleep(_: int) -> dict[str, object]:
-    time.sleep(5)
-    return {}
-
-
-def test_bad_records_end_the_stage_name_the_first_of_each_file_and_leave_nothing(
-    ray_session: None, tmp_path: Path
-) -> None:
-    (tmp_path / "texts").mkdir()
-    lines = '{"text": "a line that is quite all right"}\n' * 6
-    (tmp_path / "texts" / "a.jsonl").write_text(lines + "{broken\n{broken\n")
-    (tmp_path / "texts" / "b.txt").write_bytes(b"caf\xe9")
-    (tmp_path / "texts" / "c.txt").touch()
-    out = tmp_path / "corpus"
-    with pytest.raises(UserError) as found:
-        build(make_recipe({"kind": "files", "path": str(tmp_path / "texts")}), out)
-    assert "a.jsonl line 7 is not valid JSON" in str(found.value)
-    assert "b.txt is not UTF-8 at byte 3; set encoding of this source" in str(found.value)
-    assert "(3 of 9 records of this source cannot be read, in 2 files, and" in str(found.value)
-    assert not out.exists()
-
-
 def test_few_bad_records_are_quarantined_and_the_others_used(ray_session: None, recipe: Recipe, tmp_path: Path) -> None:
     source = Path(str(recipe.corpus.sources[0].path))
     path = tmp_path / "file.jsonl"
@@ -358,40 +281,6 @@ def test_few_bad_records_are_quarantined_and_the_others_used(ray_session: None, 
     assert after["bad"] == 2
     assert all(after["gathered"][key] == stats["gathered"][key] for key in ("documents", "bytes"))
     assert after["dropped"] == {"too few words": 1, "gopher quality: too few words": 2}
-
-
-def test_a_corpus_without_documents_is_an_error(ray_session: None, tmp_path: Path) -> None:
-    path = tmp_path / "file.jsonl"
-    path.write_text('{"text": "short"}\n' * 4)
-    too_short = r"^4 documents of corpus\.sources read, 0 left, .*\(rule too few words 4\).*corpus\.min_words \(now 5\)"
-    with pytest.raises(UserError, match=too_short):
-        build(make_recipe({"kind": "files", "path": str(path)}), tmp_path / "rules")
-    path.write_text('{"text": "always the very same old line"}\n' * 4)
-    old = '{"text": "this text is in an earlier corpus and in an exam: one two three four five six seven"}\n'
-    path.write_text(old + '{"text": "always the very same old line"}\n' * 3 + "{broken\n" + '{"text": "a a b b"}\n' * 2)
-    (tmp_path / "asked.jsonl").write_text(old)
-    source = {"kind": "files", "path": str(path)}
-    asked = {"files": [str(tmp_path / "asked.jsonl")]}
-    whole = (
-        r"^7 documents of corpus\.sources read, 1 left, and 2 needed, one to train on and one to hold out "
-        r"\(cannot be read 1, rule too few words 2, evaluation items 1, exact duplicates 2\); most are lost to "
-        r"'rule too few words': change corpus\.min_words \(now 5\), or add sources$"
-    )
-    with pytest.raises(UserError, match=whole):
-        build(make_recipe(source, decontaminate=asked, max_bad_share=0.2), tmp_path / "copies")
-    # Nothing stays where no document passes the rules; otherwise finished parts stay for a later run.
-    assert [(tmp_path / name).exists() for name in ("rules", "copies")] == [False, True]
-
-
-def test_evaluation_files_and_previous_corpora_are_checked_before_sources_are_read(tmp_path: Path) -> None:
-    (tmp_path / "file.jsonl").write_text('{"text": "a line that is quite all right"}\n' * 6)
-    (tmp_path / "asked.json").write_text("[")
-    source = {"kind": "files", "path": str(tmp_path / "file.jsonl")}
-    with pytest.raises(UserError, match=r"cannot read .*asked\.json"):
-        build(make_recipe(source, decontaminate={"files": [str(tmp_path / "asked.json")]}), tmp_path / "corpus")
-    with pytest.raises(UserError, match=r"has no index/index\.json"):
-        build(make_recipe(source, previous_corpora=[str(tmp_path)]), tmp_path / "corpus")
-    assert list((tmp_path / "corpus").iterdir()) == []
 
 
 def test_weights_set_the_shares_of_the_tokens(ray_session: None, texts: Path, tmp_path: Path) -> None:

@@ -1,91 +1,15 @@
-"""Imports and exports of preference files: a round trip loses nothing, and agreement is that of the file."""
+"""Imports and exports of preference files: a round trip loses nothing."""
 
-import gzip
-import json
-from collections import Counter
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import pytest
-from scipy.stats import kendalltau
 
 from cluster.errors import UserError
 from cluster.feedback import COMPARED, GOLD, Completion, Feedback, FeedbackPrompt, Ranking
-from cluster.feedback.agreement import agreement
 from pipelines.cli.main import main
 from pipelines.data.feedback.io import export_file, import_file
-from tests.helpers import SHARED
-
-PREFERENCES = SHARED / "preferences"
-TURN = {"role": "user", "content": "Hi\n\nthere"}
-REPLY = {"role": "assistant", "content": "Hello"}
-# By the library krippendorff 0.9.0, level "ordinal", from the file's verdicts as mid-ranks: 3 people, 1,998 answers.
-ALPHA = 0.8775943671114019
-ROWS: dict[str, list[dict[str, Any]]] = {
-    "hh-rlhf": [
-        {"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: a\n\nAssistant: c", "score": 2},
-        {"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: a\n\nAssistant: c", "score": 2},
-        {
-            "chosen": "\n\nHuman: a\n\nAssistant: b\n\nHuman: c \n\nAssistant:  d\n",
-            "rejected": "\n\nHuman: a\n\nAssistant: b\n\nHuman: c \n\nAssistant:",
-        },
-        {
-            "chosen": "\n\nHuman:a\n\nAssistant:b",
-            "rejected": "\n\nHuman:a\n\nAssistant: other\n\nHuman: c\n\nAssistant: d",
-        },
-    ],
-    "trl": [
-        {"prompt": "a", "chosen": "b", "rejected": "c", "id": 7},
-        {"prompt": " a\n", "chosen": "", "rejected": "b"},
-    ],
-    "trl-messages": [
-        {"prompt": [TURN], "chosen": [REPLY], "rejected": [REPLY | {"content": ""}], "margin": 0.5},
-        {"prompt": [TURN, REPLY, TURN], "chosen": [REPLY], "rejected": [REPLY]},
-        {"chosen": [TURN, REPLY], "rejected": [TURN, REPLY | {"content": "No"}]},
-    ],
-    "lists": [
-        {"prompt": "a", "completions": ["b", "c", "d"], "ranks": [2, 1, 2], "tags": ["x"]},
-        {"prompt": [TURN], "completions": ["b", "c"], "ranks": [1, 1], "annotator": "ann"},
-    ],
-    "pandalm": [
-        {
-            "idx": 0,
-            "motivation_app": "x",
-            "cmp_key": "bloom-7b_llama-7b",
-            "instruction": "Say",
-            "input": "",
-            "response1": "b",
-            "response2": "c",
-            "annotator1": 0,
-            "annotator2": 1,
-            "annotator3": 2,
-        }
-    ],
-    "ultrafeedback": [
-        {
-            "source": "x",
-            "instruction": "Say",
-            "models": ["a", "b", "c"],
-            "completions": [
-                {"model": "a", "response": "b", "fine-grained_score": 3.25, "overall_score": 9.0, "critique": "k"},
-                {"model": "b", "response": "c", "fine-grained_score": 4.5, "annotations": {"honesty": {"Rating": "5"}}},
-                {"model": "c", "response": "d", "fine-grained_score": 3.25},
-            ],
-            "correct_answers": ["None"],
-        }
-    ],
-}
-TREES = SHARED / "sft" / "openassistant-100-trees.jsonl"
-
-
-def write(path: Path, rows: list[dict[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().split("\n") if line]
+from tests.pipelines.data.feedback.preference_files import REPLY, ROWS, TURN, read, write
 
 
 @pytest.mark.parametrize("kind", ROWS)
@@ -99,68 +23,6 @@ def test_a_round_trip_loses_nothing_and_a_second_import_adds_nothing(
     assert database.counts() == counts
     assert export_file(database, kind, tmp_path / "out.jsonl").rows == len(ROWS[kind])
     assert read(tmp_path / "out.jsonl") == ROWS[kind]
-
-
-def test_transcripts_become_messages_answers_and_ranks(database: Feedback, tmp_path: Path) -> None:
-    import_file(database, "hh-rlhf", write(tmp_path / "in.jsonl", ROWS["hh-rlhf"]), "trial", "them", 0.15)
-    prompts = database.prompts()
-    assert prompts[0].messages == [{"role": "user", "content": "a"}]
-    assert [row.text for row in prompts[0].completions] == ["b", "c"]
-    assert [turn["content"] for turn in prompts[2].messages] == ["a", "b", "c "]
-    assert database.rankings()[0].ranks == {"1": 1, "2": 2}
-    assert database.rankings()[0].annotator == "them"
-    # Equal prompts are on the same side of the split.
-    assert prompts[0].split == prompts[1].split
-
-
-def test_scores_become_ranks_and_equal_scores_ties(database: Feedback, tmp_path: Path) -> None:
-    import_file(database, "ultrafeedback", write(tmp_path / "in.jsonl", ROWS["ultrafeedback"]), "trial", "gpt", 0.15)
-    (ranking,), (prompt,) = database.rankings(), database.prompts()
-    assert (ranking.annotator, list(ranking.ranks.values())) == ("gpt", [2, 1, 2])
-    assert [row.model for row in prompt.completions] == ["a", "b", "c"]
-
-
-def message(text: str, role: str, *replies: dict[str, Any], **rest: Any) -> dict[str, Any]:
-    return {"text": text, "role": role, "replies": list(replies), **rest}
-
-
-def test_every_turn_of_a_tree_with_ranked_answers_is_a_prompt(database: Feedback, tmp_path: Path) -> None:
-    deeper = message(
-        "and then?", "prompter", message("d", "assistant", rank=1, lang="en"), message("e", "assistant", rank=0)
-    )
-    tree = message(
-        "hi",
-        "prompter",
-        message("b", "assistant", deeper, rank=2),
-        message("c", "assistant", rank=0, model_name="m"),
-        message("gone", "assistant", rank=1, deleted=True),
-        message("not ranked", "assistant", rank=None),
-    )
-    path = write(tmp_path / "in.jsonl", [{"message_tree_id": "t", "prompt": tree}])
-    assert import_file(database, "openassistant", path, "trial", "crowd", 0.15).new == 2
-    first, second = database.prompts()
-    assert [turn["content"] for turn in first.messages] == ["hi"]
-    assert second.messages == [
-        {"role": "user", "content": "hi"},
-        {"role": "assistant", "content": "b"},
-        {"role": "user", "content": "and then?"},
-    ]
-    assert [(row.text, row.model) for row in first.completions] == [("b", "a person"), ("c", "m")]
-    assert [list(row.ranks.values()) for row in database.rankings()] == [[2, 1], [2, 1]]
-    assert export_file(database, "openassistant", tmp_path / "out.jsonl").rows == 1
-    assert read(tmp_path / "out.jsonl") == read(path)
-    assert export_file(database, "lists", tmp_path / "out.jsonl").rows == 2
-    assert read(tmp_path / "out.jsonl")[1]["completions"] == ["d", "e"]
-
-
-@pytest.mark.skipif(not TREES.exists(), reason="the shared trees are not here")
-def test_real_trees_are_imported_by_turn_and_exported_whole(database: Feedback, tmp_path: Path) -> None:
-    # Counted in the file: 211 turns whose answers are all ranked, and one turn with an answer that is not.
-    assert import_file(database, "openassistant", TREES, "oasst", "crowd", 0.15).new == 212
-    assert database.counts().rankings == 212
-    assert all(prompt.messages[-1]["role"] == "user" for prompt in database.prompts())
-    assert export_file(database, "openassistant", tmp_path / "out.jsonl").rows == 100
-    assert read(tmp_path / "out.jsonl") == read(TREES)
 
 
 def test_gold_rankings_are_not_a_persons(database: Feedback, tmp_path: Path) -> None:
@@ -198,23 +60,6 @@ def test_rows_that_cannot_be_read_are_listed_and_the_others_imported(database: F
         (f"{path} line 4", "{not JSON\n"),
         (f"{path} line 5", "\\xff\n"),
     ]
-
-
-@pytest.mark.parametrize("missing", ["N/A", None, float("nan"), "Infinity", True])
-def test_an_answer_without_a_rating_is_kept_without_a_rank(missing: Any, database: Feedback, tmp_path: Path) -> None:
-    scores = ["4.5", missing, 2]
-    answers = [{"response": text, "fine-grained_score": score} for text, score in zip("abc", scores, strict=True)]
-    row = {"instruction": "Say", "completions": answers}
-    import_file(database, "ultrafeedback", write(tmp_path / "in.jsonl", [row]), "trial", "gpt", 0.15)
-    export_file(database, "trl", tmp_path / "out.jsonl")
-    assert read(tmp_path / "out.jsonl") == [{"prompt": "Say", "chosen": "a", "rejected": "c"}]
-
-
-def test_a_prompt_of_text_may_stand_beside_messages(database: Feedback, tmp_path: Path) -> None:
-    row = {"prompt": "Hi", "chosen": [REPLY], "rejected": [REPLY | {"content": "No"}]}
-    import_file(database, "trl", write(tmp_path / "in.jsonl", [row]), "trial", "them", 0.15)
-    export_file(database, "trl-messages", tmp_path / "out.jsonl")
-    assert read(tmp_path / "out.jsonl") == [row]
 
 
 def test_a_column_of_the_imported_file_does_not_replace_what_is_exported(database: Feedback, tmp_path: Path) -> None:
@@ -359,50 +204,6 @@ def test_commands_print_their_result(tmp_path: Path, capsys: pytest.CaptureFixtu
             main(words)
         output = capsys.readouterr()
         assert (end.value.code, expected in output.out + output.err) == (code, True), output
-
-
-@pytest.mark.skipif(not PREFERENCES.exists(), reason="the shared preference data is not here")
-def test_pandalm_agreement_is_a_direct_count_from_the_file(database: Feedback, tmp_path: Path) -> None:
-    path = PREFERENCES / "pandalm-3-annotators.json"
-    rows = json.loads(path.read_text())
-    assert import_file(database, "pandalm", path, "pandalm", "", 0.15).new == 999
-    export_file(database, "pandalm", tmp_path / "out.json")
-    assert json.loads((tmp_path / "out.json").read_text()) == rows
-    verdicts = [[row[f"annotator{number}"] for number in (1, 2, 3)] for row in rows]
-    everyone, *people = agreement(database.rankings())
-    assert (everyone.judged, everyone.shared, len(people)) == (2997, 999, 3)
-    assert everyone.unanimous
-    assert everyone.pairwise
-    assert everyone.tau
-    assert everyone.alpha
-    assert everyone.unanimous.value == pytest.approx(879 / 999)
-    same = Counter(one == other for three in verdicts for one, other in combinations(three, 2))
-    assert everyone.pairwise.value == pytest.approx(same[True] / 2997)
-    orders = ((1, 1), (1, 2), (2, 1))
-    taus = [
-        kendalltau(orders[one], orders[other]).statistic
-        for three in verdicts
-        for one, other in combinations(three, 2)
-        if one and other
-    ]
-    assert everyone.tau.value == pytest.approx(sum(taus) / len(taus))
-    assert everyone.alpha.value == pytest.approx(ALPHA, abs=1e-9)
-    assert everyone.alpha.low < ALPHA < everyone.alpha.high
-
-
-@pytest.mark.skipif(not PREFERENCES.exists(), reason="the shared preference data is not here")
-def test_all_hh_transcripts_survive_a_round_trip(database: Feedback, tmp_path: Path) -> None:
-    path = PREFERENCES / "hh-rlhf-harmless.jsonl.gz"
-    assert import_file(database, "hh-rlhf", path, "hh", "hh-rlhf", 0.2).new == 2312
-    assert export_file(database, "hh-rlhf", tmp_path / "out.jsonl").rows == 2312
-    with gzip.open(path, "rt", encoding="utf-8") as file:
-        assert read(tmp_path / "out.jsonl") == [json.loads(line) for line in file.read().split("\n") if line]
-    sides: dict[str, set[str]] = {}
-    for prompt in database.prompts():
-        sides.setdefault(json.dumps(prompt.messages), set()).add(prompt.split)
-    assert all(len(side) == 1 for side in sides.values())
-    held_out = sum(prompt.split == "held_out" for prompt in database.prompts())
-    assert 0.15 < held_out / 2312 < 0.25
 
 
 def test_a_row_with_half_a_character_is_left_out_and_named(database: Feedback, tmp_path: Path):
