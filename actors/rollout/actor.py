@@ -225,7 +225,7 @@ class RolloutActor:
             raise RuntimeError("the engine refused to forget the keys and values of the old weights")
 
     def checksums(self, stripe: int | None = None) -> dict[str, int]:
-        """Returns `live_digest.live_digest` of the engine's weights, or of a stripe of their columns."""
+        """Returns `weights.live_digest` of the engine's weights, or of a stripe of their columns."""
         found: list[dict[str, int]] = self._shared.run(self._shared.llm.collective_rpc, "live_digest", None, (stripe,))
         return found[0]
 

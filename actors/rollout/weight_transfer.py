@@ -23,8 +23,7 @@ from vllm.distributed.weight_transfer.base import (
 
 from actors.compat import load_layerwise
 from actors.model.lora import merge_into
-from actors.rollout.live_digest import live_digest
-from actors.rollout.weights import digest, mismatch, stored, stripes, unpack
+from actors.rollout.weights import digest, live_digest, mismatch, stored, stripes, unpack
 
 BACKEND = "object_store"
 

@@ -9,8 +9,7 @@ from typing import Any
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from actors.compat import load_layerwise
-from actors.rollout.live_digest import live_digest
-from actors.rollout.weights import digest, mismatch, stored
+from actors.rollout.weights import digest, live_digest, mismatch, stored
 
 logger = logging.getLogger("ray.serve")
 
