@@ -37,6 +37,7 @@ from serve.compat.vllm_openai import (
     parser_options,
     status_of,
     token_counts,
+    tool_parser_for,
 )
 from serve.errors import RequestError
 from serve.http.openapi import REFERENCE
@@ -44,7 +45,6 @@ from serve.replica.async_llm import start_engine
 from serve.replica.engine_stats import state_of
 from serve.replica.lora import adapter_rank
 from serve.replica.request_bounds import RequestBounds, forced_form, longest_token, too_many_tokens
-from serve.replica.tool_formats import tool_parser_for
 from serve.replica.weight_swap import digest_files, swap_weights
 from serve.replica.weight_swap_gate import InflightRequest, WeightSwapGate
 from serve.transport.messages import (

@@ -11,8 +11,7 @@ from cluster.errors import UserError
 from cluster.recipe.serve import Engine, NgramSpeculation
 from cluster.runtime.plan import Allocation
 from serve.compat.vllm_engine import limit_white_space
-from serve.compat.vllm_openai import parser_options
-from serve.replica.tool_formats import MARKS, tool_parser_for
+from serve.compat.vllm_openai import TOOL_MARKS, parser_options, tool_parser_for
 from tests.templates import CHATML
 
 if TYPE_CHECKING:
@@ -59,7 +58,7 @@ def test_names_that_vllm_does_not_know_are_refused_with_those_that_it_knows() ->
 
 def test_the_format_of_tool_calls_is_found_in_the_template() -> None:
     """vLLM has a parser for each, and a template without tools gets the usual one."""
-    for mark, parser, is_token in MARKS:
+    for mark, parser, is_token in TOOL_MARKS:
         template = f"{{% if tools %}}{mark}{{% endif %}}"
         assert parser_options(tool_parser_for(template, {mark}), None)["tool_parser"] == parser
         assert tool_parser_for({"default": CHATML, "tools": template}, {mark}) == parser
