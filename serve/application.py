@@ -1,5 +1,7 @@
 """One application of Ray Serve among those of others on a cluster: its name, node, environment, health and end."""
 
+import signal
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -28,6 +30,8 @@ WATCH_SECONDS = 5.0
 CONTROLLER_SECONDS = 60.0
 # The most seconds for the gateway and the replicas to end by themselves, before their processes are ended.
 END_SECONDS = 15.0
+# Signals that come so soon after the first one are the same Ctrl-C.
+SECOND_SECONDS = 1.0
 # The most seconds that `unfinished` waits for Ray Serve's answer.
 STATUS_SECONDS = 2.0
 # The parts of a driver's runtime environment that its actors need too: code, and environment variables.
@@ -206,6 +210,28 @@ def is_healthy(name: str) -> bool:
     if status.status == ApplicationStatus.DEPLOY_FAILED:
         raise StageError(status.message)
     return True
+
+
+@contextmanager
+def signals_interrupt() -> Iterator[threading.Event]:
+    """Has SIGINT and SIGTERM raise a KeyboardInterrupt, once; a later one sets the event that is yielded."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    hurry, first = threading.Event(), list[float]()
+
+    def interrupt(*_: object) -> None:
+        if not first:
+            first.append(time.monotonic())
+            raise KeyboardInterrupt
+        # Programs that start this one may pass on the Ctrl-C that it got itself.
+        if time.monotonic() - first[0] > SECOND_SECONDS:
+            hurry.set()
+
+    before = {number: signal.signal(number, interrupt) for number in numbers}
+    try:
+        yield hurry
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _status(name: str) -> ApplicationStatusOverview:

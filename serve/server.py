@@ -1,11 +1,7 @@
 """`triptych serve`: deploys a run's finished models and the gateway on Ray Serve and watches them until interrupted."""
 
 import logging
-import signal
-import threading
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
@@ -34,6 +30,7 @@ from serve.application import (
     end_leftover,
     gateway_places,
     serve_instance,
+    signals_interrupt,
     unfinished,
     wait_until_running,
     watch,
@@ -56,8 +53,6 @@ APPLICATION = "triptych"
 
 MAX_ONGOING_REQUESTS = 1024
 STOP_SECONDS = 5.0
-# Signals that come so soon after the first one are the same Ctrl-C.
-SECOND_SECONDS = 1.0
 # The most seconds for a replica that is no longer needed to finish its requests.
 DRAIN_SECONDS = 300.0
 # How often Ray Serve checks whether a replica is alive, and so how soon it replaces a dead one.
@@ -346,25 +341,3 @@ def finished_models(run: RunFolder) -> list[ModelName]:
     if not names:
         raise UserError(f"{run.root} holds no finished model yet: run `triptych run RECIPE` first")
     return names
-
-
-@contextmanager
-def signals_interrupt() -> Iterator[threading.Event]:
-    """Has SIGINT and SIGTERM raise a KeyboardInterrupt, once; a later one sets the event that is yielded."""
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    hurry, first = threading.Event(), list[float]()
-
-    def interrupt(*_: object) -> None:
-        if not first:
-            first.append(time.monotonic())
-            raise KeyboardInterrupt
-        # Programs that start this one may pass on the Ctrl-C that it got itself.
-        if time.monotonic() - first[0] > SECOND_SECONDS:
-            hurry.set()
-
-    before = {number: signal.signal(number, interrupt) for number in numbers}
-    try:
-        yield hurry
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -15,7 +15,8 @@ from cluster.recipe.serve import Engine, Serve
 from cluster.run.folder import RunFolder
 from cluster.run.versions import Versions
 from cluster.runtime.plan import Allocation
-from serve import server
+from serve import application
+from serve.application import signals_interrupt
 from serve.compat.ray_serve import done_within
 from serve.server import (
     SMALL_BYTES,
@@ -23,7 +24,6 @@ from serve.server import (
     group_models,
     replica_allocation,
     serve_until_interrupted,
-    signals_interrupt,
     url_host,
 )
 from tests.demo_recipe import DEMO
@@ -85,7 +85,7 @@ def test_a_second_signal_ends_the_wait_for_answers_in_progress(monkeypatch: pyte
             os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGINT)
         assert not hurry.is_set(), "it is the same Ctrl-C, passed on by make or a shell"
-        monkeypatch.setattr(server, "SECOND_SECONDS", 0.0)
+        monkeypatch.setattr(application, "SECOND_SECONDS", 0.0)
         os.kill(os.getpid(), signal.SIGINT)
         assert hurry.is_set()
     assert signal.getsignal(signal.SIGINT) == before
