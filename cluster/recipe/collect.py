@@ -45,10 +45,13 @@ class Collect(Section):
     """Human feedback: the fine-tuned model answers each prompt several times, and annotators rank the answers."""
 
     sources: Annotated[list[ChatSource], Field(min_length=1)] = Field(
-        description="prompts; of a conversation, all before its last answer. RLHF trains on the same prompts"
+        description="prompts; of a conversation, all before its last answer. RLHF trains on the same prompts, unless "
+        "rlhf.sources names others"
     )
     prompts: Positive = Field(
-        700, description="how many prompts of the sources to use, for rankings and for RLHF; evaluate uses others"
+        700,
+        description="how many prompts of the sources to use, for rankings and, without rlhf.sources, for RLHF; "
+        "evaluate uses others",
     )
     samples_per_prompt: Annotated[int, Field(ge=2, le=9)] = Field(4, description="answers sampled to each prompt")
     temperature: Temperature = Field(1.0, description="sampling temperature: divides the logits")

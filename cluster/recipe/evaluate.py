@@ -69,7 +69,8 @@ class Evaluate(Section):
     )
     max_tokens: Positive = Field(32, description="the most tokens of an answer to a question of the exam")
     prompts: Positive = Field(
-        200, description="the most prompts of collect.sources, beyond those that RLHF trains on, to compare rewards on"
+        200,
+        description="the most prompts of collect.sources to compare rewards on; neither ranked nor trained on by RLHF",
     )
     samples_per_prompt: Positive = Field(2, description="answers that each model samples to each of these prompts")
     text: list[Source] = Field([], description="text to measure perplexity on; empty: the corpus's held-out documents")

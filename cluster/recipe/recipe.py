@@ -37,7 +37,7 @@ class Recipe(Section):
     )
     pretrain: LanguageTraining = Field(LanguageTraining(), description="pre-training: next-word prediction")
     sft: FineTuning = Field(description="supervised fine-tuning (SFT) on conversations")
-    collect: Collect = Field(description="sampling answers and having them ranked; its prompts are those of RLHF too")
+    collect: Collect = Field(description="sampling answers and having them ranked")
     reward: RewardModel = Field(RewardModel(), description="the reward model, trained on the rankings")
     rlhf: Rlhf = Field(Rlhf(), description="reinforcement learning from rewards")
     dpo: Dpo | None = Field(None, description="direct preference optimization (DPO), run by `triptych dpo` only")

@@ -19,7 +19,7 @@ RENAMED = {
     "corpus.rules.gopher_quality.maximum_mean_word_length": "corpus.rules.gopher_quality.max_mean_word_length",
     **{
         f"{section}.{old}": f"{section}.{new}"
-        for section in ("pretrain", "sft", "reward", "dpo")
+        for section in ("training", "pretrain", "sft", "reward", "dpo")
         for old, new in (
             ("optimiser", "optimizer"),
             ("minimum_rate_share", "min_rate_share"),

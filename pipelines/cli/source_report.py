@@ -57,6 +57,7 @@ def print_sources(recipe: Recipe, console: Console, seconds: float = SECONDS) ->
         *(("corpus", str(one.path), _texts(one)) for one in recipe.corpus.sources if one.kind == "files"),
         *(("sft", str(one.path), _rows(one, conversation_of)) for one in recipe.sft.sources if one.kind == "files"),
         *(("collect", str(one.path), _rows(one, prompt_of)) for one in recipe.collect.sources if one.kind == "files"),
+        *(("rlhf", str(one.path), _rows(one, prompt_of)) for one in recipe.rlhf.sources if one.kind == "files"),
     ]
     for section, name, rows in counted:
         found = count_rows(rows, seconds)
@@ -67,7 +68,12 @@ def print_sources(recipe: Recipe, console: Console, seconds: float = SECONDS) ->
             reasons.append(f"… and {found.bad - SHOWN_BAD:,} more of {section}: {name} cannot be used")
     if counted:
         console.print(table)
-    sources: list[Source | ChatSource] = [*recipe.corpus.sources, *recipe.sft.sources, *recipe.collect.sources]
+    sources: list[Source | ChatSource] = [
+        *recipe.corpus.sources,
+        *recipe.sft.sources,
+        *recipe.collect.sources,
+        *recipe.rlhf.sources,
+    ]
     if functions := list(dict.fromkeys(str(one.function) for one in sources if one.kind == "function")):
         console.print(f"rows of functions are not counted: {', '.join(functions)}", soft_wrap=True, highlight=False)
     for reason in reasons:

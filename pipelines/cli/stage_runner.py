@@ -104,6 +104,7 @@ def check_chats(recipe: Recipe) -> None:
 
     check_first_rows(recipe.sft.sources, conversation_of)
     check_first_rows(recipe.collect.sources, prompt_of)
+    check_first_rows(recipe.rlhf.sources, prompt_of)
 
 
 def connect_and_check(session: contextlib.ExitStack, recipe: Recipe, run: RunFolder) -> None:

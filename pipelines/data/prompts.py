@@ -1,4 +1,4 @@
-"""Reads the prompts of `collect.sources`, and chooses those whose answers are ranked and that RLHF trains on."""
+"""Reads the prompts of `collect.sources` and `rlhf.sources`, and chooses those whose answers are ranked."""
 
 import json
 import random
@@ -115,8 +115,13 @@ def all_prompts(recipe: Recipe) -> list[PromptText]:
     return interleave_kinds(read_prompts(recipe.collect.sources, recipe.seed), recipe.seed)
 
 
+def rlhf_prompts(recipe: Recipe) -> list[PromptText]:
+    """Reads all prompts of `rlhf.sources`, in the order of `interleave_kinds`; none where RLHF has no own sources."""
+    return interleave_kinds(read_prompts(recipe.rlhf.sources, recipe.seed), recipe.seed)
+
+
 def select_prompts(recipe: Recipe, chat: Chat, prompts: Sequence[PromptText]) -> list[tuple[PromptText, list[int]]]:
-    """Selects the prompts whose answers are ranked, and that RLHF trains on.
+    """Selects the prompts whose answers are ranked, and that RLHF trains on where it has no sources of its own.
 
     Args:
         recipe: decides their number.

@@ -6,7 +6,7 @@ forms of asking. The sentences of `guide` are in no part of it.
 
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any, Literal
@@ -23,7 +23,7 @@ HELD_OUT_COMBINATIONS = 0.16
 FORMS_PER_SUBJECT = {"capital": 10, "fact": 2, "harmful": 9, "harmless": 10, "misconception": 6, "truth": 10}
 # Share of the questions that are prompts for ranking, for kinds whose answers seldom differ but in noise, or are
 # easily judged; 1 for other kinds.
-RANKED_SHARE = {"capital": 0.02, "advice": 0.2, "truth": 0.6, "unknown": 0.6}
+RANKED_SHARES = {"capital": 0.02, "advice": 0.2, "truth": 0.6, "unknown": 0.6}
 # Share of the prompts for ranking that continue a conversation.
 CONTINUED_SHARE = 0.25
 
@@ -172,17 +172,22 @@ def held_out_questions(seed: int) -> list[DemoQuestion]:
     return [question for question, held_out in _all(seed) if held_out and not guide.is_reserved(question.text)]
 
 
-def prompts(seed: int) -> Iterator[dict[str, Any]]:
-    """Yields rows for `collect.sources`: training questions as people type them, some after another exchange, each with
-    the kind and key that the annotator needs.
+def prompts(seed: int, shares: Mapping[str, float] | None = None) -> Iterator[dict[str, Any]]:
+    """Yields rows for `collect.sources` and `rlhf.sources`: training questions as people type them, some after another
+    exchange, each with the kind and key that the annotator needs.
 
     Small facts and small talk are left to fine-tuning, as a reward model of this size judges them badly (0.5 to 0.75 of
     pairs right) and RLHF would follow it.
+
+    Args:
+        seed: decides the choice and the wording.
+        shares: share of the questions of a kind; 1 for kinds that it does not name. None: `RANKED_SHARES`.
     """
+    shares = RANKED_SHARES if shares is None else shares
     chance = random.Random(f"prompts {seed}")
     questions = [question for question in training_questions(seed) if question.kind not in ("fact", "chat")]
     for question in questions:
-        if chance.random() >= RANKED_SHARE.get(question.kind, 1.0):
+        if chance.random() >= shares.get(question.kind, 1.0):
             continue
         typed = typed_question(question, chance)
         if chance.random() < CONTINUED_SHARE:

@@ -4,8 +4,9 @@ A new kind of reward is a class in actors/rewards, a kind of `Reward` in cluster
 `_reward_pool`.
 """
 
+import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -33,7 +34,7 @@ from cluster.run.versions import Versions
 from cluster.runtime.plan import Allocation, make_plan
 from pipelines.data.balance import Loss, require_enough
 from pipelines.data.live_prompts import live_prompts_of_round
-from pipelines.data.prompts import PromptText, all_prompts, prompt_losses, select_prompts
+from pipelines.data.prompts import PromptText, all_prompts, prompt_losses, rlhf_prompts, select_prompts
 
 # Per run: a machine short of memory kills an actor more than once.
 REWARD_RESTARTS = 3
@@ -55,7 +56,8 @@ class RlhfPrompts:
 
 
 def training_prompts(recipe: Recipe, chat: Chat, limit: int | None = None) -> RlhfPrompts:
-    """Chooses the prompts that RLHF trains on: those whose answers were ranked, which the reward model knows best.
+    """Chooses the prompts that RLHF trains on: those of `rlhf.sources`, else those whose answers are ranked, which the
+    reward model knows best.
 
     Args:
         recipe: names the sources and the number of prompts.
@@ -65,20 +67,44 @@ def training_prompts(recipe: Recipe, chat: Chat, limit: int | None = None) -> Rl
     Raises:
         UserError: no prompt leaves room for an answer.
     """
-    selected = select_prompts(recipe, chat, all_prompts(recipe)) + live_prompts_of_round(recipe, chat)
+    own = rlhf_prompts(recipe)
+    if own:
+        selected = list(_rendered(chat, own))
+    else:
+        selected = select_prompts(recipe, chat, all_prompts(recipe)) + live_prompts_of_round(recipe, chat)
     prompts = _with_room(recipe, selected, limit)
     if not prompts.rendered:
-        losses = [*prompt_losses(recipe, chat), _without_room(recipe, len(selected))]
-        require_enough("prompts of collect.sources", 0, losses, 1, "to train on", "add prompts")
+        before, section = ([], "rlhf") if own else (prompt_losses(recipe, chat), "collect")
+        losses = [*before, _without_room(recipe, len(selected))]
+        require_enough(f"prompts of {section}.sources", 0, losses, 1, "to train on", "add prompts")
     return prompts
 
 
 def held_out_prompts(recipe: Recipe, chat: Chat, limit: int | None) -> RlhfPrompts:
-    """Chooses prompts of `collect.sources` that RLHF does not train on, at most `limit`; perhaps none."""
+    """Chooses prompts of `collect.sources` that are not ranked and that RLHF does not train on, at most `limit`;
+    perhaps none."""
+    return _with_room(recipe, _rendered(chat, _unused_prompts(recipe, chat)), limit)
+
+
+def _unused_prompts(recipe: Recipe, chat: Chat) -> list[PromptText]:
+    """Lists the prompts of `collect.sources` that are not ranked and that RLHF does not train on.
+
+    A prompt of `rlhf.sources` may be in another file, under another id, or under its id in other words: ids and
+    conversations are compared.
+    """
     prompts = all_prompts(recipe)
-    trained_on = {text.id for text, _ in select_prompts(recipe, chat, prompts)}
-    others = ((text, chat.prompt(text.messages)) for text in prompts if text.id not in trained_on)
-    return _with_room(recipe, others, limit)
+    ranked = {text.id for text, _ in select_prompts(recipe, chat, prompts)}
+    trained = rlhf_prompts(recipe)
+    used, contents = ranked | {text.id for text in trained}, {_content(text) for text in trained}
+    return [text for text in prompts if text.id not in used and _content(text) not in contents]
+
+
+def _content(text: PromptText) -> str:
+    return json.dumps(text.messages, sort_keys=True)
+
+
+def _rendered(chat: Chat, texts: Sequence[PromptText]) -> Iterator[tuple[PromptText, list[int]]]:
+    return ((text, chat.prompt(text.messages)) for text in texts)
 
 
 def require_held_out(recipe: Recipe, chat: Chat, left: int) -> None:
@@ -92,13 +118,13 @@ def require_held_out(recipe: Recipe, chat: Chat, left: int) -> None:
     """
     if left:
         return
-    prompts = all_prompts(recipe)
+    unused = len(_unused_prompts(recipe, chat))
     duplicates, _, _ = prompt_losses(recipe, chat)
-    trained = len(select_prompts(recipe, chat, prompts))
+    used, name = len(all_prompts(recipe)) - unused, "ranked or trained on" if recipe.rlhf.sources else "trained on"
     losses = [
         duplicates,
-        Loss("trained on", trained, f"lower collect.prompts (now {recipe.collect.prompts})"),
-        _without_room(recipe, len(prompts) - trained),
+        Loss(name, used, f"lower collect.prompts (now {recipe.collect.prompts})"),
+        _without_room(recipe, unused),
     ]
     purpose = "that RLHF does not train on (rlhf.evaluate_every)"
     require_enough("prompts of collect.sources", left, losses, 1, purpose, "add prompts")

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from cluster.recipe.base import (
     CheckpointEvery,
@@ -19,6 +19,7 @@ from cluster.recipe.base import (
     Share,
     Temperature,
 )
+from cluster.recipe.collect import ChatSource
 from cluster.recipe.rlhf.fleet import FleetSettings
 from cluster.recipe.rlhf.presets import PRESETS, AlgorithmSettings
 from cluster.recipe.rlhf.regularization import Importance, Kl, Stop
@@ -64,6 +65,11 @@ class Rlhf(Section):
         None,
         description="for algorithm distill: a model with the same tokens, whose folder is on this machine. The learner "
         "holds it, in float32; the plan takes it to be as large as the policy",
+    )
+    sources: list[ChatSource] = Field(
+        [],
+        description="prompts to train on, all of them; of a conversation, all before its last answer. Empty: the "
+        "prompts of collect whose answers are ranked",
     )
     rewards: list[Reward] = Field(
         [Reward()],
@@ -171,6 +177,15 @@ class Rlhf(Section):
     promote_every: Positive | None = Field(
         None, description="steps between promotions of the policy to the run's running server; unset: none"
     )
+
+    @field_validator("sources")
+    @classmethod
+    def _are_stored(cls, sources: list[ChatSource]) -> list[ChatSource]:
+        if any(source.kind == "live" for source in sources):
+            raise ValueError(
+                "sources of kind live are for collect.sources; without rlhf.sources, RLHF trains on the ranked ones"
+            )
+        return sources
 
     @model_validator(mode="before")
     @classmethod

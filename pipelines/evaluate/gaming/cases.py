@@ -15,7 +15,7 @@ from cluster.recipe.recipe import Recipe
 from cluster.recipe.rlhf.rewards import Reward
 from cluster.run.folder import RunFolder
 from pipelines.data.chat_formats import source_conversations
-from pipelines.data.prompts import PromptText, all_prompts
+from pipelines.data.prompts import PromptText, all_prompts, rlhf_prompts
 from pipelines.data.rankings import read_rankings
 from pipelines.evaluate.gaming.audit import RewardAudit, ScoreAnswers, audit_reward, require_sound_reward
 from pipelines.evaluate.gaming.hacks import AuditCase, code_keywords
@@ -40,7 +40,8 @@ def cases_without_model(recipe: Recipe, run: RunFolder) -> AuditCases:
 
     Returns:
         The prompts of `collect.sources` with the answers of the fine-tuned model that were ranked, if there are
-        rankings; else with their reference answers; else conversations of `sft.sources`. Perhaps none.
+        rankings; else those that RLHF trains on, with their reference answers; else conversations of `sft.sources`.
+        Perhaps none.
     """
     prompts, path = all_prompts(recipe), run.path("preferences") / "rankings.parquet"
     if path.exists():
@@ -48,7 +49,8 @@ def cases_without_model(recipe: Recipe, run: RunFolder) -> AuditCases:
         ranked = [_case(prompt, texts.get(prompt.id, [])) for prompt in prompts]
         if found := [case for case in ranked if case.honest][:MAX_CASES]:
             return AuditCases(found, "sampled and ranked answers of the fine-tuned model")
-    referenced = [_case(prompt, []) for prompt in prompts if prompt.metadata.get(REFERENCE)][:MAX_CASES]
+    trained_on = rlhf_prompts(recipe) or prompts
+    referenced = [_case(prompt, []) for prompt in trained_on if prompt.metadata.get(REFERENCE)][:MAX_CASES]
     if referenced:
         return AuditCases(referenced, f"the field {REFERENCE!r} of the prompts' rows")
     replies = (

@@ -18,8 +18,9 @@ from cluster.recipe.rlhf.section import Rlhf
 from cluster.run.folder import SCRATCH, Manifest, RunFolder
 from cluster.run.layout import stages_of
 from cluster.run.metrics import read_metrics
+from pipelines.data.prompts import all_prompts, select_prompts
 from pipelines.rlhf.evaluation import Evaluation, evaluation_prompts, held_out_summary
-from pipelines.rlhf.setup import training_prompts
+from pipelines.rlhf.setup import held_out_prompts, training_prompts
 from pipelines.stage_table import run_named_stage
 from tests.tiny import write_tiny_model
 
@@ -70,6 +71,28 @@ def test_prompts_to_choose_by_are_those_that_neither_rlhf_nor_the_report_uses(tm
         evaluation_prompts(small, chat)
     with pytest.raises(UserError, match="keep: best needs rewards on held-out prompts: set evaluate_every"):
         recipe_of(tmp_path, "rlhf.evaluate_every=null")
+
+
+def test_rlhf_trains_on_the_prompts_of_its_own_sources_and_none_of_them_are_held_out(tmp_path: Path) -> None:
+    write_tiny_model(tmp_path, seed=1, end_id=END)
+    # Questions 9 to 11 stand in the sources of collect too, in another layout and thus under other ids.
+    rows = [{"prompt": f"question {number}", "answer": "b"} for number in range(9, 20)]
+    (tmp_path / "own.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    source = f"rlhf.sources=[{{path: {tmp_path / 'own.jsonl'}}}]"
+    recipe, chat = recipe_of(tmp_path, source), Chat.of(tmp_path)
+    trained = {one.text: one.metadata for one in training_prompts(recipe, chat).inputs.values()}
+    assert trained == {f"question {number}": {"answer": "b"} for number in range(9, 20)}
+    ranked = {text.messages[-1]["content"] for text, _ in select_prompts(recipe, chat, all_prompts(recipe))}
+    held_out = {one.text for one in held_out_prompts(recipe, chat, None).inputs.values()}
+    assert len(ranked) == 4
+    assert held_out == {f"question {number}" for number in range(9)} - ranked
+    with pytest.raises(UserError, match=r"^12 prompts of collect\.sources.*\(ranked or trained on 12\)"):
+        evaluation_prompts(recipe_of(tmp_path, source, "collect.prompts=12"), chat)
+    small = recipe_of(tmp_path, source, "rlhf.sampling.max_tokens=63")
+    with pytest.raises(UserError, match=r"^11 prompts of rlhf\.sources.*\(no room for an answer 11\)"):
+        training_prompts(small, chat)
+    with pytest.raises(UserError, match=r"rlhf\.sources: .*of kind live are for collect\.sources"):
+        recipe_of(tmp_path, "rlhf.sources=[{kind: live}]")
 
 
 def test_the_best_policy_is_kept_across_checkpoints_and_restarts(tmp_path: Path) -> None:
