@@ -131,7 +131,7 @@ def test_rules_and_panels_ask_for_metrics_that_are_exposed() -> None:
         assert names <= exposed, expression
         assert names or expression.startswith("up{")
         by = {label for labels in re.findall(r"by \(([^)]*)\)", expression) for label in labels.split(", ")}
-        assert by <= {"le", "key", "model", "weights", "route", "status", "kind"}
+        assert by <= {"le", "key", "model", "weights", "route", "status", "kind", "outcome"}
     assert exposed <= set(re.findall(r"triptych_\w+", " ".join(asked))) | {
         name for name in exposed if name.endswith(("_sum", "_count"))
     }

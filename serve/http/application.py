@@ -47,7 +47,10 @@ async def _unexpected(request: Request, error: Exception) -> JSONResponse:
     request_id = request.state.context.id
     logger.error("request %s failed", request_id, exc_info=error)
     message = f"something went wrong in the server; its log says what, under {request_id}"
-    return _response(request, 500, error_body(500, message, "InternalServerError"))
+    # The HTTP server closes the connection after an exception. A client that is not told might have sent its next
+    # request there, and lose it.
+    headers = {"Connection": "close"}
+    return _response(request, 500, error_body(500, message, "InternalServerError"), headers)
 
 
 def _response(

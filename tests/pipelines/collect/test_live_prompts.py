@@ -116,5 +116,5 @@ def test_live_prompts_are_no_source_of_conversations(tmp_path: Path) -> None:
                 "collect": {"sources": [DEMO_PROMPTS]},
             }
         )
-    with pytest.raises(ValidationError, match="no other kind takes one"):
+    with pytest.raises(ValidationError, match="takes no path; only one of kind files does"):
         ChatSource(kind="live", path="prompts.jsonl")

@@ -52,6 +52,8 @@ TABLE = {
     ("GET", "/admin/replicas"): ADMIN,
     ("POST", "/admin/promote"): ADMIN,
     ("POST", "/admin/round"): ADMIN,
+    ("GET", "/admin/live"): ADMIN,
+    ("POST", "/admin/live/delete"): ADMIN,
     ("GET", "/runs/judgements"): ADMIN,
     ("GET", "/runs/difference"): ADMIN,
     ("GET", "/runs/report"): ADMIN,

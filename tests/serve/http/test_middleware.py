@@ -113,6 +113,7 @@ async def test_the_cause_of_an_error_is_in_the_log_and_not_in_the_response(tmp_p
             "code": 500,
         }
     }
+    assert reply.headers["connection"] == "close"
     assert (logged(tmp_path)[0]["request"], logged(tmp_path)[0]["status"]) == ("mine-1", 500)
 
 

@@ -90,6 +90,12 @@ def test_the_address_of_a_chat_opens_it_with_its_draft_and_an_interrupted_answer
         expect_said(page, "Go on", re.compile("again"))
         page.goto(f"{url}/#/chat/elsewhere")
         page.get_by_text("This browser does not keep the chat of this address").first.wait_for()
+        # Chats that were stored before there were branches.
+        turns = [{"role": "user", "text": "Old?"}, {"role": "assistant", "text": "Yes.", "who": "gone", "first": 0}]
+        old = [{"id": "1-0.5", "model": "gone", "turns": turns, "first": 0, "time": 0}]
+        page.evaluate("old => localStorage.setItem('triptych chats', JSON.stringify(old))", old)
+        page.goto(f"{url}/#/chat/1-0.5")
+        expect_said(page, "Old?", "Yes.")
 
 
 def test_answers_are_written_anew_and_questions_edited_and_all_versions_stay(browser: "api.Browser", url: str) -> None:
