@@ -4,7 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,15 @@ def chat(text: str, **options: Any) -> dict[str, Any]:
 
 def stored(database: Feedback) -> list[str]:
     return sorted(row.messages[-1]["content"] for row in database.live_prompts())
+
+
+def is_in_files(text: bytes, folder: Path) -> bool:
+    """Tells whether a text is in the database's files, of which SQLite may remove the journal meanwhile."""
+    for path in folder.glob("feedback.db*"):
+        with suppress(FileNotFoundError):
+            if text in path.read_bytes():
+                return True
+    return False
 
 
 @pytest.mark.parametrize(
@@ -99,8 +108,13 @@ async def test_personal_data_is_replaced_and_only_answered_chats_are_stored(tmp_
             ):
                 assert "X-Triptych-Recorded" not in (await client.post(path, json=body)).headers
             wait_until(lambda: stored(database) != [], 30, "the prompt")
-            metrics = (await client.get("/metrics")).text
-            assert 'triptych_recorded_prompts_total{outcome="stored"} 1.0' in metrics
+            end = time.monotonic() + 30
+            # It is counted once it is stored.
+            while 'triptych_recorded_prompts_total{outcome="stored"} 1.0' not in (
+                metrics := (await client.get("/metrics")).text
+            ):
+                assert time.monotonic() < end
+                await asyncio.sleep(0.05)
             assert 'triptych_recorded_prompts_total{outcome="no conversation of text"} 2.0' in metrics
         (row,) = database.live_prompts()
         assert (row.request, row.caller, row.model, row.consent) == ("r1", "", "parrot", "all")
@@ -110,7 +124,7 @@ async def test_personal_data_is_replaced_and_only_answered_chats_are_stored(tmp_
             "Hello <EMAIL_1>.",
             "Write to <EMAIL_2>, call <PHONE_1>.",
         ]
-    assert b"example.org" not in b"".join(path.read_bytes() for path in tmp_path.glob("feedback.db*"))
+    assert not is_in_files(b"example.org", tmp_path)
 
 
 async def test_an_admin_deletes_by_key_request_or_text(tmp_path: Path, feedback_url: str) -> None:
@@ -153,8 +167,8 @@ async def test_expired_prompts_are_deleted_and_a_shorter_time_counts_for_those_s
             wait_until(lambda: stored(database) == ["soon gone"], 30, "the prompt")
         recorder = Recorder(Recording("all", 1 / 86_400), database, GatewayMetrics({}))
         expiry = asyncio.create_task(recorder.expire_regularly(0.05))
-        end = time.monotonic() + 20
-        while any(b"soon gone" in path.read_bytes() for path in tmp_path.glob("feedback.db*")):
+        end = time.monotonic() + 60
+        while is_in_files(b"soon gone", tmp_path):
             assert time.monotonic() < end
             await asyncio.sleep(0.05)
         expiry.cancel()
