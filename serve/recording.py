@@ -27,6 +27,10 @@ RECORDED_HEADER = "X-Triptych-Recorded"
 DAY_SECONDS = 24 * 60 * 60.0
 # How often expired prompts are looked for.
 EXPIRY_SECONDS = 60.0
+# The most prompts that wait for the database; of a store that is too slow further ones are left out, and counted.
+MAX_WAITING = 1_000
+# The most seconds to wait for these when the server ends.
+FINISH_SECONDS = 10.0
 Messages = list[dict[str, str]]
 
 
@@ -66,14 +70,20 @@ class Recorder:
         if messages is None:
             self._metrics.recorded.labels("no conversation of text").inc()
             return
+        if len(self._storing) >= MAX_WAITING:
+            self._metrics.recorded.labels("too many at once").inc()
+            return
         context.headers[RECORDED_HEADER] = f"for {self._settings.days:g} days"
         task = asyncio.create_task(self._store(messages, context))
         self._storing.add(task)
         task.add_done_callback(self._storing.discard)
 
     async def finish(self) -> None:
-        """Waits until all prompts so far are stored."""
-        await asyncio.gather(*self._storing)
+        """Waits until all prompts so far are stored, but `FINISH_SECONDS` at most; logs how many are not."""
+        if self._storing:
+            _, left = await asyncio.wait(self._storing, timeout=FINISH_SECONDS)
+            if left:
+                logger.error("%d prompts were not stored: the database took too long", len(left))
 
     async def expire_regularly(self, every: float = EXPIRY_SECONDS) -> None:
         """Deletes prompts that have expired until it is canceled, also where none are stored any more.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from sqlmodel import Session, delete, func, select
+from sqlmodel import Session, delete, func, select, update
 
 from cluster.errors import UserError
 from cluster.feedback.store import Store, column, query_batches
@@ -63,14 +63,16 @@ class LiveQueries(Store):
 
     def are_live(self, ids: set[str]) -> set[str]:
         """Returns those of the ids whose prompts are stored and have not expired."""
-        return {row.id for row in self.live_prompts()} & ids
+        current = select(LivePrompt.id).where(column(LivePrompt.expires) > time.time())
+        with self._read() as session:
+            found: list[str] = list(session.exec(current))
+        return ids.intersection(found)
 
     def limit_live(self, seconds: float) -> None:
         """Lets every stored prompt expire `seconds` after it was stored, unless it expires before that."""
         latest = LivePrompt.created + seconds
         with self._write() as session:
-            for row in session.exec(select(LivePrompt).where(column(LivePrompt.expires) > latest)):
-                row.expires = row.created + seconds
+            session.execute(update(LivePrompt).where(column(LivePrompt.expires) > latest).values(expires=latest))
 
     def delete_expired_live(self) -> Deleted:
         """Deletes the prompts that have expired."""

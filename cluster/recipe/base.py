@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from cluster.recipe.functions.signature import CallForm
 
 Share = Annotated[float, Field(ge=0, le=1)]
+TrackerName = Literal["wandb", "mlflow", "trackio"]
 Positive = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Precision = Literal["bfloat16", "float32"]

@@ -80,9 +80,10 @@ class Collect(Section):
         60, description="for a function as annotator: the most seconds to rank the answers to one prompt"
     )
     at_once: Positive = Field(
-        8,
-        description="for a function as annotator: how many prompts it is called for side by side, in threads; 1 for a "
-        "function that must not be called from several threads",
+        1,
+        description="for a function as annotator: how many prompts it is called for side by side. More than 1 pays for "
+        "a function that waits, such as for a server: it is called in threads, where timeout_seconds cannot end a "
+        "computation that keeps Python busy, such as a regular expression",
     )
     held_out_share: Annotated[float, Field(gt=0, le=0.5)] = Field(
         0.15, description="share of the prompts whose rankings test the reward model instead of training it"

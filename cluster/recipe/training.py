@@ -18,6 +18,7 @@ from cluster.recipe.base import (
     RecomputeActivations,
     Section,
     Share,
+    TrackerName,
     TrainingLora,
 )
 from cluster.recipe.collect import ChatSource
@@ -98,7 +99,7 @@ class Training(Section):
         "0.001 of the trained model's",
     )
 
-    trackers: list[Literal["wandb", "mlflow", "trackio"]] = Field(
+    trackers: list[TrackerName] = Field(
         [],
         description="experiment trackers that get the metrics beside metrics.jsonl and the event files, each by its "
         "own client, which has to be installed where the command runs; those of training are RLHF's too",

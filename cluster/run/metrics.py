@@ -17,8 +17,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from cluster.recipe.base import TrackerName
 from cluster.run.atomic import write_text
-from cluster.run.trackers import TrackedSteps, TrackerName, ended, start_trackers
+from cluster.run.trackers import TrackedSteps, ended, start_trackers
 
 # Keys of a line that are not metrics.
 NO_METRICS = ("step", "steps", "time")

@@ -10,11 +10,10 @@ from contextlib import contextmanager, suppress
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from cluster.errors import UserError, first_line
-
-TrackerName = Literal["wandb", "mlflow", "trackio"]
+from cluster.recipe.base import TrackerName
 
 # The project, unless the variable that a tracker has for it names another.
 PROJECT = "triptych"

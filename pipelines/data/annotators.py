@@ -62,10 +62,10 @@ class SyntheticAnnotator:
     name: str
     function: Annotator
     seconds: float = 60.0
-    at_once: int = 8
+    at_once: int = 1
 
     @classmethod
-    def of(cls, call: Call, seconds: float = 60.0, at_once: int = 8) -> "SyntheticAnnotator":
+    def of(cls, call: Call, seconds: float = 60.0, at_once: int = 1) -> "SyntheticAnnotator":
         """Loads the annotator that a recipe names; the other arguments are the attributes.
 
         Raises:

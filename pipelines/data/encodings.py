@@ -4,13 +4,16 @@ import codecs
 
 _UTF_32 = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)
 _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-# Bytes of a text in UTF-16, of which one at least is zero in the languages with letters of Europe.
-_LOOKED_AT = 4
+# The bytes that are looked at. In UTF-16 half of them are zero in the languages with Latin letters; a text in UTF-8 may
+# hold single ones.
+LOOKED_AT = 64
+_ZERO_SHARE = 0.25
 
 
 def is_wide(data: bytes) -> bool:
-    """Tells whether a text begins as in UTF-16 or UTF-32: with their mark, or with a zero byte."""
-    return data.startswith((*_UTF_32, *_UTF_16)) or b"\0" in data[:_LOOKED_AT]
+    """Tells whether a text begins as in UTF-16 or UTF-32: with their mark, or with many zero bytes."""
+    start = data[:LOOKED_AT]
+    return data.startswith((*_UTF_32, *_UTF_16)) or (len(start) > 1 and start.count(0) >= _ZERO_SHARE * len(start))
 
 
 def likely_encoding(data: bytes) -> str:

@@ -17,7 +17,7 @@ import pyarrow.parquet as parquet
 
 from cluster.errors import UserError, first_line
 from cluster.run.storage.files import no_match
-from pipelines.data.encodings import conversion, is_wide
+from pipelines.data.encodings import LOOKED_AT, conversion, is_wide
 
 Row = dict[str, Any]
 # A range [start, stop) of the bytes of a file of lines, or of the row groups of a Parquet file.
@@ -185,7 +185,7 @@ def _opened(path: str) -> Iterator[BinaryIO]:
 
 def _refuse_wide(path: str) -> None:
     with _opened(path) as file:
-        start = file.read(4)
+        start = file.read(LOOKED_AT)
     if is_wide(start):
         raise UserError(f"{path} is not UTF-8; {conversion(start)}")
 

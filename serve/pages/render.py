@@ -44,8 +44,7 @@ def _assemble(name: str, routes: frozenset[str], facts: Mapping[str, str]) -> st
 @cache
 def page(name: str, routes: frozenset[str] = frozenset(), **facts: str) -> HTMLResponse:
     """Returns the page `serve/pages/static/NAME` of an application with these routes; its template knows them and these
-    facts. Only its own scripts and styles
-    run, and they can reach only this server."""
+    facts. Only its own scripts and styles run, and they can reach only this server."""
     html = _assemble(name, routes, facts)
     policy = {
         "default-src": "'none'",

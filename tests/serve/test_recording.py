@@ -14,6 +14,7 @@ import pytest
 from cluster.feedback import Feedback, open_feedback
 from cluster.keys import KeyRing
 from cluster.recipe.serve import RecordMode
+from serve import recording
 from serve.gateway import GatewaySettings
 from serve.http.metrics import GatewayMetrics
 from serve.recording import Recorder, Recording, conversation
@@ -125,6 +126,19 @@ async def test_personal_data_is_replaced_and_only_answered_chats_are_stored(tmp_
             "Write to <EMAIL_2>, call <PHONE_1>.",
         ]
     assert not is_in_files(b"example.org", tmp_path)
+
+
+async def test_prompts_beyond_those_that_wait_for_the_database_are_left_out_and_counted(
+    tmp_path: Path, sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recording, "MAX_WAITING", 0)
+    async with asking(tmp_path, sqlite_url, "all") as client:
+        reply = await client.post(CHAT, json=chat("one too many"))
+        assert (reply.status_code, "X-Triptych-Recorded" in reply.headers) == (200, False)
+        metrics = (await client.get("/metrics")).text
+        assert 'triptych_recorded_prompts_total{outcome="too many at once"} 1.0' in metrics
+    with open_feedback(sqlite_url) as database:
+        assert stored(database) == []
 
 
 async def test_an_admin_deletes_by_key_request_or_text(tmp_path: Path, feedback_url: str) -> None:

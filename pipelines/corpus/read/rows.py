@@ -107,7 +107,7 @@ def _text(name: str, number: int, row: object, text_field: str, encoding: str) -
 
 def _refuse_wide(name: str, start: str) -> None:
     """Refuses a file that is in UTF-16 and read as UTF-8, by its first characters."""
-    data = start[:8].encode("utf-8", "surrogateescape")
+    data = start.encode("utf-8", "surrogateescape")
     if is_wide(data):
         raise UserError(f"{shown_name(name)} is in UTF-16: set encoding of this source to utf-16, or convert the file")
 

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import threading
 import time
 from collections import Counter
@@ -176,3 +177,15 @@ def test_prompts_are_judged_side_by_side_and_stored_in_their_order() -> None:
     answers = [JudgedAnswer("a", True)]
     found = own.each(lambda number: own.judge("p", {"id": str(number)}, answers, "1"), range(8))
     assert [one.ranks for one in found if not isinstance(one, CallFailedError)] == [[1 + number] for number in range(8)]
+
+
+def lost(prompt: Mapping[str, Any], answers: Sequence[JudgedAnswer], chance: random.Random) -> list[int]:
+    """Tries twice as many ways to match with each letter."""
+    re.fullmatch("(a+)+", "a" * 40 + "b")
+    return [1] * len(answers)
+
+
+def test_a_regular_expression_that_does_not_end_is_late() -> None:
+    own = SyntheticAnnotator.of(Call(function=f"{__name__}:lost"), 0.2)
+    with pytest.raises(UserError, match=r"'p': it took longer than 0.2 s"):
+        own.check({"p": {}})
