@@ -173,14 +173,13 @@ class Index:
 
     def signatures(self, documents: NDArray[np.int64]) -> NDArray[np.uint32]:
         """Reads signatures, (documents, 112); every document must have one."""
-        found: list[tuple[NDArray[np.int64], NDArray[np.uint32]]] = []
+        signed = np.empty((len(documents), PERMUTATIONS), dtype=np.uint32)
         for part, here in self._by_part(documents):
+            stored = map_array(self.folders[part] / "signatures.npy")
             rows = documents[here] - self.starts[part]
-            places = map_array(self.folders[part] / "facts.npy")["signature"][rows]
-            found.append((here, map_array(self.folders[part] / "signatures.npy")[places]))
-        signed = np.empty((len(documents), found[0][1].shape[1]), dtype=np.uint32)
-        for here, values in found:
-            signed[here] = values
+            if len(stored) < self.counts[part]:  # otherwise every document's signature is in its own row
+                rows = map_array(self.folders[part] / "facts.npy")["signature"][rows]
+            signed[here] = stored[rows]
         return signed
 
     def _part_of(self, documents: NDArray[np.int64]) -> NDArray[np.int64]:

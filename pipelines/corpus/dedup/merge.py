@@ -19,8 +19,11 @@ from pipelines.corpus.heartbeat import progress
 from pipelines.corpus.tables import map_array
 from pipelines.corpus.tasks import Phase, Report
 
-# A million documents of 4 KB, whose merged index has 730 MB. As many parts or fewer are not merged.
-PARTS_AT_ONCE = 512
+# As many parts or fewer are not merged.
+FEW_PARTS = 512
+# Four million documents of 4 KB, whose merged index has 3 GB: as many as the keys of a task that looks for duplicates,
+# which opens every merged index. With 512 to one, a quarter of its time would go into that at a billion documents.
+PARTS_AT_ONCE = 2048
 # A merge takes about 60 bytes a document, so 0.25 GB.
 DOCUMENTS_AT_ONCE = 4_000_000
 

@@ -21,7 +21,7 @@ from cluster.run.folder import file_fingerprint, fingerprint
 from pipelines.corpus.dedup.cluster import KEYS_AT_ONCE, ClusterPhase, decide
 from pipelines.corpus.dedup.decontaminate import DecontaminatePhase, read_items
 from pipelines.corpus.dedup.index import Index, IndexPhase, mark_complete, previous_indexes
-from pipelines.corpus.dedup.merge import PARTS_AT_ONCE, MergePhase, groups, merged_index
+from pipelines.corpus.dedup.merge import FEW_PARTS, MergePhase, groups, merged_index
 from pipelines.corpus.dedup.minhash import PERMUTATIONS, least_agreement, rows_in_a_band
 from pipelines.corpus.dedup.split import Dropped, SplitPhase, finish_split
 from pipelines.corpus.tables import Part, map_array, save_array
@@ -123,7 +123,7 @@ class _Phases:
 
     def merge(self, index: Index, keys: Sequence[str]) -> Index:
         """Merges the indexes of many parts into few; returns the index as it is if there are few."""
-        if len(index.folders) <= PARTS_AT_ONCE:
+        if len(index.folders) <= FEW_PARTS:
             return index
         grouped = groups(index)
         outputs = tuple(self.out / "work" / "merged" / f"{group:05d}" for group in range(len(grouped)))

@@ -3,6 +3,7 @@
 import gzip
 import json
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -128,7 +129,8 @@ def test_a_task_that_looks_for_duplicates_opens_a_file_of_each_merged_index(
         opened.append(file)
         return map_array(file)
 
-    monkeypatch.setattr("pipelines.corpus.dedup.cluster.map_array", counted)
+    for module in ("cluster", "index"):
+        monkeypatch.setattr(f"pipelines.corpus.dedup.{module}.map_array", counted)
     rows, every = np.arange(5), np.ones(5, dtype=bool)
     folders = tuple(tmp_path / f"part-{number:05d}" for number in range(12))
     for path in folders:
@@ -146,7 +148,11 @@ def test_a_task_that_looks_for_duplicates_opens_a_file_of_each_merged_index(
     for task in range(cluster.tasks()):
         cluster(task)
     assert {file.parent for file in opened} == set(outputs)
-    assert len(opened) == cluster.tasks() * 4
+    assert Counter(file.name for file in opened) == {"exact.npy": 2 * 4, "bands.npy": 2 * 2 * 4}
+    # Of documents that all have signatures, these are found without a look at anything else.
+    opened.clear()
+    assert cluster.index.signatures(np.array([1, 40, 59])).shape == (3, PERMUTATIONS)
+    assert Counter(file.name for file in opened) == {"signatures.npy": 3}
 
 
 def test_the_tokenizers_sample_is_drawn_from_the_training_texts(tmp_path: Path) -> None:
