@@ -1,56 +1,52 @@
 """The stage `collect`: the fine-tuned model answers each prompt several times, and annotators rank the answers.
 
 Annotators are people, who rank on the label page, or a function that stands in for them. Rankings may also come from
-files, without sampling.
+files, without sampling. `collect_answers` chooses the prompts and samples the answers; what is done with rankings is
+here.
 """
 
 import json
 import time
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from actors.model.chat import Chat
-from actors.orchestrator.fleet import Fleet
-from actors.types import Prompt, Sample, Sampling
 from cluster import feedback
-from cluster.feedback import Feedback, distinct_completions, is_person, open_feedback
-from cluster.feedback.judged import PeoplesJudgements, Source, read_judgements, write_records
-from cluster.recipe.base import MAX_TEMPERATURE, Call
+from cluster.errors import StageError
+from cluster.feedback import Feedback, PeoplesJudgements, Ranking, is_person, open_feedback
+from cluster.feedback.judged import Source, records_of, write_records
+from cluster.recipe.base import Call
 from cluster.recipe.recipe import Recipe
 from cluster.run.atomic import write_text
-from cluster.run.folder import RunFolder, fingerprint
-from cluster.run.metrics import MetricsWriter, read_metrics
+from cluster.run.folder import RunFolder
+from cluster.run.metrics import read_metrics
 from cluster.run.stages import Result
-from cluster.runtime.plan import make_plan
-from pipelines.collect_rankings import (
+from pipelines.collect_answers import (
     STORE_BATCH,
     CollectedPrompts,
     answer_variety,
+    plan_round,
     progress_bar,
-    rank_synthetically,
-    ranking_rows,
+    prompt_shortage,
+    round_mark,
+    sample_missing,
     stored_completions,
-    wait_for_people,
 )
 from pipelines.data import rankings
 from pipelines.data.annotators import SyntheticAnnotator, annotator_failures
-from pipelines.data.balance import balance, require_enough
+from pipelines.data.call_failures import CallFailedError, CallFailures
 from pipelines.data.feedback.io import storable
-from pipelines.data.live_prompts import LivePrompts, choose_live, is_there, keep_stored, live_number
+from pipelines.data.live_prompts import choose_live, keep_stored
 from pipelines.data.people_rows import PeopleRows, people_rows, source_figures
-from pipelines.data.prompts import all_prompts, prompt_losses, select_prompts, split_prompts
 from pipelines.data.rankings import imported_rankings
 
-QUEUE_BATCH = 2 * STORE_BATCH
+# Seconds between two looks for people's rankings.
+POLL_SECONDS = 2.0
 SHOWN_FAILURES = 10
-# The factor on the temperature each time that a prompt is sampled again, and the number added to the seed.
-REDRAW_HEAT = 1.5
-REDRAW_SEED = 1_000_003
 
 
 def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
@@ -92,7 +88,7 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
         else:
             wait_for_people(database, prompts, settings.min_rankings, recipe.cluster.deadline_seconds)
         # Read once: judgements that arrive from now on are those of the next round.
-        judged = read_judgements(database)
+        judged = database.peoples_judgements()
         rows = ranking_rows(synthetic, chat, database, prompts, failures, judged.rankings)
         if synthetic:
             # People's rankings count beside the function's.
@@ -131,7 +127,7 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
 def _import_rankings(recipe: Recipe, run: RunFolder, out: Path, chat: Chat) -> Result:
     """Runs the stage with rankings imported from files, without sampling."""
     with open_feedback(run.feedback_url) as database:
-        judged = read_judgements(database)
+        judged = database.peoples_judgements()
         imported = imported_rankings(database, chat, recipe.model.context, judged.rankings)
         names = {prompt.id for prompt in database.prompts() if "import" in prompt.details}
         others = people_rows(database, judged, names, chat, recipe.model.context, recipe.collect.held_out_share)
@@ -150,13 +146,126 @@ def _import_rankings(recipe: Recipe, run: RunFolder, out: Path, chat: Chat) -> R
     )
 
 
-def _record_judgements(judged: PeoplesJudgements, rows: Sequence[dict[str, Any]], others: PeopleRows, out: Path) -> str:
-    """Writes judgements.jsonl: every judgement that was read, with the number of rows that it became. Returns its
-    digest."""
-    used: Counter[tuple[Source, int]] = Counter(
-        ("rankings", row["ranking_id"]) for row in rows if is_person(row["annotator"])
+def rank_synthetically(
+    annotator: SyntheticAnnotator,
+    seed: int,
+    chat: Chat,
+    database: Feedback,
+    prompts: CollectedPrompts,
+    failures: CallFailures,
+) -> None:
+    """Adds a synthetic annotator's rankings to the database, which ignores those that it has. Prompts whose answers are
+    identical, and those that the annotator fails on, are left out.
+
+    Raises:
+        StageError: the annotator failed on too many prompts; the rankings so far are kept.
+    """
+    informative = answer_variety(database, prompts, annotator, chat.end_ids).informative
+    known = {ranking.prompt_id for ranking in database.rankings() if ranking.annotator == annotator.name}
+    completions = stored_completions(database, prompts)
+    names = [name for name in completions if name in informative - known]
+    found = list[Ranking]()
+
+    def ranked(name: str) -> Ranking:
+        return rankings.rank_completions(prompts.rows[name], completions[name], chat.end_ids, annotator, seed)
+
+    try:
+        for ranking in annotator.each(ranked, names):
+            if isinstance(ranking, CallFailedError):
+                failures.add(ranking)
+                continue
+            found.append(ranking)
+            failures.passed()
+            if len(found) >= STORE_BATCH:
+                # A function may take seconds for each, all of which a kill would lose.
+                database.add_rankings(found)
+                found.clear()
+    finally:
+        database.add_rankings(found)
+
+
+def wait_for_people(database: Feedback, prompts: CollectedPrompts, minimum: int, seconds: float) -> None:
+    """Waits until people have made enough rankings of prompts whose answers differ.
+
+    Args:
+        database: the database that gets their rankings.
+        prompts: the prompts of the round.
+        minimum: rankings to wait for.
+        seconds: the longest wait.
+
+    Raises:
+        StageError: there were fewer at the deadline; the same command continues the wait.
+    """
+    end, completions = time.monotonic() + seconds, stored_completions(database, prompts)
+    texts = {str(one.id): one.text for group in completions.values() for one in group}
+    with progress_bar() as progress:
+        task = progress.add_task("rankings by people", total=minimum)
+        while (count := sum(_tells_apart(row, texts) for row in _rankings(database, prompts, None))) < minimum:
+            progress.update(task, completed=count)
+            if time.monotonic() >= end:
+                raise StageError(
+                    f"after {seconds / 60:.0f} minutes (cluster.deadline_minutes) people have made {count} of "
+                    f"{minimum} rankings; these are kept, and the same command continues the wait"
+                )
+            time.sleep(min(POLL_SECONDS, max(0.0, end - time.monotonic())))
+        progress.update(task, completed=count)
+
+
+def ranking_rows(
+    annotator: SyntheticAnnotator | None,
+    chat: Chat,
+    database: Feedback,
+    prompts: CollectedPrompts,
+    failures: CallFailures,
+    peoples: Sequence[Ranking],
+) -> list[dict[str, Any]]:
+    """Makes the rows of rankings.parquet, in the order of the prompts: a synthetic annotator's, or people's without
+    one. Rankings of identical answers, of earlier versions, are left out.
+
+    Args:
+        annotator: the synthetic one, or None.
+        chat: the model's template.
+        database: the database with the answers, and the synthetic annotator's rankings.
+        prompts: the prompts of the round.
+        failures: counts the prompts that the annotator failed on.
+        peoples: the judgements of people.
+
+    Raises:
+        StageError: the annotator failed on too many prompts.
+    """
+    completions, rows = stored_completions(database, prompts), []
+    given = (
+        _rankings(database, prompts, annotator)
+        if annotator
+        else [one for one in peoples if one.ranks and one.prompt_id in prompts.rows and one.prompt_id in completions]
     )
-    return write_records(judged.records(used + others.used), out)
+
+    def made(ranking: Ranking) -> dict[str, Any]:
+        name = ranking.prompt_id
+        prompt, ids = prompts.rows[name], prompts.token_ids[name]
+        return rankings.ranking_row(prompt, completions[name], ranking, ids, chat.end_ids, annotator)
+
+    in_turn = sorted(given, key=lambda one: (one.prompt_id, one.annotator))
+    for row in annotator.each(made, in_turn) if annotator else map(made, in_turn):
+        if isinstance(row, CallFailedError):
+            failures.add(row)
+            continue
+        failures.passed()
+        if len(row["answers"]) > 1:
+            rows.append(row)
+    return rows
+
+
+def _tells_apart(ranking: Ranking, texts: Mapping[str, str]) -> bool:
+    """Tells whether a ranking is of two different texts or more; one that an older version stored may not be."""
+    return len({texts[completion] for completion in ranking.ranks}) > 1
+
+
+def _rankings(database: Feedback, prompts: CollectedPrompts, annotator: SyntheticAnnotator | None) -> list[Ranking]:
+    rankings_of_round = [ranking for ranking in database.rankings() if ranking.prompt_id in prompts.rows]
+    if annotator:
+        return [ranking for ranking in rankings_of_round if ranking.annotator == annotator.name]
+    return [ranking for ranking in rankings_of_round if feedback.is_person(ranking.annotator)]
 
 
 def _write_rankings(rows: Sequence[dict[str, Any]], others: PeopleRows, out: Path) -> dict[str, Any]:
@@ -176,133 +285,10 @@ def _write_rankings(rows: Sequence[dict[str, Any]], others: PeopleRows, out: Pat
     }
 
 
-def round_mark(recipe: Recipe, weights: str) -> str:
-    """Returns the beginning of the names of prompts that a model, by the checksum of its weights, answers."""
-    settings = recipe.collect
-    sampling = [settings.samples_per_prompt, settings.temperature, settings.max_tokens, recipe.seed]
-    return fingerprint([weights, sampling])[:8]
-
-
-def plan_round(recipe: Recipe, chat: Chat, weights: str, live: LivePrompts | None = None) -> CollectedPrompts:
-    """Chooses, renders and splits the prompts of a round.
-
-    Args:
-        recipe: names the sources.
-        chat: renders prompts.
-        weights: checksum of the model that answers.
-        live: the round's prompts of live traffic.
-
-    Raises:
-        UserError: fewer than two prompts fit.
-    """
-    settings = recipe.collect
-    chosen = select_prompts(recipe, chat, all_prompts(recipe))
-    others = live.chosen if live else []
-    if len(chosen) + len(others) < 2:
-        purpose = "one to train on and one to hold out"
-        losses = prompt_losses(recipe, chat)
-        require_enough("prompts of collect.sources", len(chosen) + len(others), losses, 2, purpose, "add prompts")
-    split = split_prompts([text.id for text, _ in chosen], settings.held_out_share, recipe.seed) if chosen else {}
-    split |= live.split if live else {}
-    mark = round_mark(recipe, weights)
-    numbered = [*enumerate(chosen), *((live_number(one[0].id), one) for one in others)]
-    rows, token_ids = {}, {}
-    for number, (text, rendered) in numbered:
-        # Prompts are sampled and ranked in the order of their names or its reverse: the number interleaves the kinds.
-        name = f"{mark} {number:05d} {text.id}"
-        details = {**text.metadata, "prompt": text.id}
-        rows[name] = feedback.FeedbackPrompt(id=name, messages=text.messages, details=details, split=split[text.id])
-        token_ids[name] = rendered
-    return CollectedPrompts(rows, token_ids)
-
-
-def prompt_shortage(recipe: Recipe, chat: Chat, chosen: int) -> str:
-    """Says how many prompts there were, and why, if fewer were chosen than `collect.prompts` asks for; else empty."""
-    wanted = recipe.collect.prompts
-    if chosen >= wanted:
-        return ""
-    needed = f"and collect.prompts asks for {wanted:,}"
-    remedy = "add prompts, or lower collect.prompts"
-    return balance("prompts of collect.sources", chosen, prompt_losses(recipe, chat), needed, remedy)
-
-
-def sample_missing(
-    recipe: Recipe, run: RunFolder, out: Path, database: Feedback, prompts: CollectedPrompts, weights: str
-) -> None:
-    """Samples the answers that the database lacks, and more to prompts whose answers all came out the same.
-
-    These are sampled again up to `collect.redraws` times, each time at a higher temperature. An answer depends on the
-    seed, its prompt and the time alone, so that a resumed round has the same answers as an uninterrupted one.
-    """
-    settings, plan = recipe.collect, make_plan(recipe)
-    stored = sum(map(len, stored_completions(database, prompts).values())) // settings.samples_per_prompt
-    metrics = MetricsWriter(out, resume_at=stored + 1)
-    with ExitStack() as stack:
-        fleet, progress = None, stack.enter_context(progress_bar())
-        for times in range(settings.redraws + 1):
-            names = prompts_to_sample(recipe, database, prompts, times)
-            if not names:
-                continue
-            fleet = fleet or stack.enter_context(
-                Fleet(
-                    run.path("sft"),
-                    recipe.rlhf.fleet.rollout_actors,
-                    plan.rollout,
-                    recipe.model.context,
-                    recipe.seed,
-                    recipe.cluster.deadline_seconds,
-                )
-            )
-            sampling = sampling_of(recipe, times)
-            task = progress.add_task("sampling again" if times else "sampling", total=len(names))
-            for begin in range(0, len(names), QUEUE_BATCH):
-                batch = names[begin : begin + QUEUE_BATCH]
-                fleet.submit([Prompt(name, prompts.token_ids[name]) for name in batch], sampling)
-            clock, done = time.monotonic(), 0
-            while done < len(names):
-                groups = fleet.collect(min(STORE_BATCH, len(names) - done))
-                kept = [group for group in groups if is_there(database, prompts.rows[group[0].id.prompt])]
-                database.add_completions(_completions(kept, sampling, weights, times * settings.samples_per_prompt))
-                done += len(groups)
-                stored += len(groups)
-                seconds, clock = time.monotonic() - clock, time.monotonic()
-                tokens = sum(len(sample.token_ids) for group in groups for sample in group)
-                metrics.write(stored, seconds=seconds, tokens=tokens)
-                progress.update(task, completed=done)
-
-
-def prompts_to_sample(recipe: Recipe, database: Feedback, prompts: CollectedPrompts, times: int) -> list[str]:
-    """Lists the prompts to sample after `times` earlier times: those not sampled again yet, and if `times` is not 0, of
-    these only prompts whose answers so far are all identical.
-    """
-    wanted = recipe.collect.samples_per_prompt * (times + 1)
-    return [
-        name
-        for name, completions in stored_completions(database, prompts).items()
-        if len(completions) < wanted and (times == 0 or len(distinct_completions(completions)) == 1)
-    ]
-
-
-def sampling_of(recipe: Recipe, times: int) -> Sampling:
-    """Returns the settings to sample with after `times` earlier times: another seed, and a higher temperature."""
-    settings = recipe.collect
-    temperature = min(MAX_TEMPERATURE, settings.temperature * REDRAW_HEAT**times)
-    return Sampling(settings.samples_per_prompt, temperature, settings.max_tokens, recipe.seed + REDRAW_SEED * times)
-
-
-def _completions(
-    groups: Sequence[Sequence[Sample]], sampling: Sampling, weights: str, first_index: int
-) -> list[feedback.Completion]:
-    return [
-        feedback.Completion(
-            prompt_id=answer.id.prompt,
-            index=first_index + answer.id.sample,
-            text=answer.text,
-            token_ids=answer.token_ids,
-            model="sft",
-            weights=weights,
-            sampling=vars(sampling) | {"finish_reason": answer.finish_reason},
-        )
-        for group in groups
-        for answer in group
-    ]
+def _record_judgements(judged: PeoplesJudgements, rows: Sequence[dict[str, Any]], others: PeopleRows, out: Path) -> str:
+    """Writes judgements.jsonl: every judgement that was read, with the number of rows that it became. Returns its
+    digest."""
+    used: Counter[tuple[Source, int]] = Counter(
+        ("rankings", row["ranking_id"]) for row in rows if is_person(row["annotator"])
+    )
+    return write_records(records_of(judged, used + others.used), out)

@@ -1,12 +1,13 @@
 """Human feedback: prompts, the completions shown for them, and the judgements of annotators and users.
 
 `tables` defines the rows and migrates older schemas, `store` opens the database (SQLite or PostgreSQL) and runs
-transactions, `queries` is the class `Feedback` with every query (those on annotators in `annotators`, on prompts of
-live traffic in `live`), and `judged` tells which judgements are new. Three modules compute figures from rows:
-`agreement`, of annotators with each other and with themselves; `quality`, the report on agreement; and `bradley_terry`,
-the ratings of models from votes between them.
+transactions, `queries` is the class `Feedback` with every query (those on judgements in `judgements`, on annotators in
+`annotators`, on prompts of live traffic in `live`), and `judged` tells which judgements are new. Three modules compute
+figures from rows: `agreement`, of annotators with each other and with themselves; `quality`, the report on agreement;
+and `bradley_terry`, the ratings of models from votes between them.
 """
 
+from cluster.feedback.judgements import PeoplesJudgements
 from cluster.feedback.queries import Feedback, FeedbackCounts, open_feedback
 from cluster.feedback.tables import (
     CODE,
@@ -35,6 +36,7 @@ __all__ = [
     "FeedbackCounts",
     "FeedbackPrompt",
     "LivePrompt",
+    "PeoplesJudgements",
     "Ranking",
     "Repeat",
     "Thumb",

@@ -10,8 +10,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from cluster.feedback.queries import Feedback, open_feedback
-from cluster.feedback.tables import COMPARED, Ranking, Thumb, is_person
+from cluster.feedback.judgements import PeoplesJudgements
+from cluster.feedback.queries import open_feedback
+from cluster.feedback.tables import Ranking, Thumb
 from cluster.run.atomic import write_text
 from cluster.run.folder import RunFolder, fingerprint
 from cluster.run.rounds import kept_rounds, present_round, round_folder
@@ -49,51 +50,22 @@ class Judgement:
         return self.source, self.id, self.digest
 
 
-@dataclass(frozen=True)
-class PeoplesJudgements:
-    """All judgements of people who are not excluded, as of one moment, in the order given; no skips.
+def records_of(judged: PeoplesJudgements, used: Mapping[tuple[Source, int], int] | None = None) -> list[Judgement]:
+    """Makes a record of every judgement.
 
-    Attributes:
-        rankings: the rankings of prompts, with those that call every answer bad.
-        votes: the votes of the compare page.
-        thumbs: up and down, for answers of served models.
+    Args:
+        judged: the judgements.
+        used: the number of training and test rows that a judgement became, by source and number; 0 where it is missing.
     """
-
-    rankings: list[Ranking]
-    votes: list[Ranking]
-    thumbs: list[Thumb]
-
-    def records(self, used: Mapping[tuple[Source, int], int] | None = None) -> list[Judgement]:
-        """Makes a record of every judgement.
-
-        Args:
-            used: the number of training and test rows that a judgement became, by source and number; 0 where it is
-                missing.
-        """
-        rows: list[tuple[Source, Any]] = [
-            *(("rankings", row) for row in self.rankings),
-            *(("votes", row) for row in self.votes),
-            *(("thumbs", row) for row in self.thumbs),
-        ]
-        return [
-            Judgement(source, row.id, _digest(row), _who(row), row.created, (used or {}).get((source, row.id), 0))
-            for source, row in rows
-        ]
-
-
-def read_judgements(database: Feedback) -> PeoplesJudgements:
-    """Reads the judgements of people from the database."""
-    excluded = set(database.excluded())
-    given = [
-        row
-        for row in database.judgements()
-        if row.skipped is None and is_person(row.annotator) and row.annotator not in excluded
+    rows: list[tuple[Source, Any]] = [
+        *(("rankings", row) for row in judged.rankings),
+        *(("votes", row) for row in judged.votes),
+        *(("thumbs", row) for row in judged.thumbs),
     ]
-    return PeoplesJudgements(
-        rankings=[row for row in given if not row.prompt_id.startswith(COMPARED)],
-        votes=[row for row in given if row.prompt_id.startswith(COMPARED)],
-        thumbs=[row for row in database.thumbs() if row.caller not in excluded],
-    )
+    return [
+        Judgement(source, row.id, _digest(row), _who(row), row.created, (used or {}).get((source, row.id), 0))
+        for source, row in rows
+    ]
 
 
 def write_records(judgements: Iterable[Judgement], folder: Path) -> str:
@@ -162,7 +134,7 @@ def judgement_changes(run: RunFolder, preferences: str) -> JudgementChanges:
     if not _has_database(run):
         return JudgementChanges({}, 0)
     with open_feedback(run.feedback_url) as database:
-        now = read_judgements(database).records()
+        now = records_of(database.peoples_judgements())
     present = run.path(preferences)
     earlier = [round_folder(run.root, number) / preferences for number in kept_rounds(run.root)]
     seen = {row.key for folder in (present, *earlier) for row in read_records(folder)}
@@ -215,7 +187,7 @@ def trace_judgements(run: RunFolder, preferences: str) -> list[JudgementUse]:
     if not rounds or not _has_database(run):
         return []
     with open_feedback(run.feedback_url) as database:
-        there = {row.key for row in read_judgements(database).records()}
+        there = {row.key for row in records_of(database.peoples_judgements())}
     traces = [JudgementUse(names[key], used_in, key in there) for key, used_in in rounds.items()]
     return sorted(traces, key=lambda one: one.judgement.created, reverse=True)
 

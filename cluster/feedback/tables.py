@@ -1,4 +1,4 @@
-"""The tables of the feedback database, their validation, and the migration of databases with an older schema."""
+"""The tables of the feedback database, and the migration of databases with an older schema."""
 
 import time
 import uuid
@@ -225,27 +225,6 @@ def distinct_completions(completions: Iterable[Completion]) -> list[Completion]:
     for completion in completions:
         first.setdefault(completion.text, completion)
     return list(first.values())
-
-
-def ranking_error(ranking: Ranking, known: set[str]) -> str | None:
-    """Returns the fault of a judgement in words, or None.
-
-    Args:
-        ranking: the judgement.
-        known: the ids, as text, of its prompt's completions.
-    """
-    shown = set(map(str, ranking.presented))
-    if foreign := sorted({*ranking.ranks, *ranking.marks, *shown} - known):
-        return f"{', '.join(foreign)} is not one of its completions"
-    if any(rank < 1 for rank in ranking.ranks.values()):
-        return "ranks start at 1, the best"
-    if bool(ranking.ranks) + ranking.all_bad + (ranking.skipped is not None) != 1:
-        return 'give exactly one of ranks, "all bad" and the reason it was skipped'
-    if ranking.ranks and shown and ranking.ranks.keys() != shown:
-        return "every completion that was shown needs a rank"
-    if foreign := sorted({mark for marks in ranking.marks.values() for mark in marks} - set(MARKS)):
-        return f"{', '.join(foreign)} is not a mark: those are {', '.join(MARKS)}"
-    return None
 
 
 def _rename_labellers(connection: Connection) -> None:

@@ -14,8 +14,8 @@ from typing import Any
 
 from actors.model.chat import Chat
 from cluster.errors import UserError
-from cluster.feedback import Completion, Feedback, FeedbackPrompt, Ranking, Thumb
-from cluster.feedback.judged import PeoplesJudgements, Source
+from cluster.feedback import Completion, Feedback, FeedbackPrompt, PeoplesJudgements, Ranking, Thumb
+from cluster.feedback.judged import Source
 from cluster.run.folder import fingerprint
 from pipelines.data.feedback.item import split_of
 from pipelines.data.rankings import merge_identical

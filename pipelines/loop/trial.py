@@ -4,7 +4,6 @@ import time
 from collections.abc import Sequence
 
 from cluster.feedback import Feedback, Ranking, Thumb, open_feedback
-from cluster.feedback.judged import read_judgements
 from cluster.recipe.loop import Loop
 from cluster.run.folder import RunFolder
 from cluster.run.trail import Decision, add_decision, open_round, read_trail
@@ -35,7 +34,7 @@ def watch_trial(run: RunFolder, settings: Loop, work: Work) -> Decision | None:
     begun = steps["trial"]
     new, live = str(begun.figures["new"]), str(begun.figures["live"])
     with open_feedback(run.feedback_url) as database:
-        judged = read_judgements(database)
+        judged = database.peoples_judgements()
         thumbs = [one for one in judged.thumbs if one.created >= begun.time]
         votes = votes_between(database, [one for one in judged.votes if one.created >= begun.time], new, live)
     given = sum(one.weights == new for one in thumbs) + len(votes)

@@ -12,7 +12,7 @@ from cluster.run.folder import RunFolder
 from cluster.run.metrics import read_metrics
 from pipelines.data.chat_formats import first_conversations
 from pipelines.story.training import MIN_RANKINGS, story_of
-from serve.pages.label_tasks import MAX_ANSWERS
+from serve.pages.label import MAX_ANSWERS
 from serve.pages.markdown import with_markdown
 from serve.pages.story import TrainingRequest
 

@@ -5,6 +5,7 @@ rank while a stage samples, trains or waits for them.
 """
 
 import asyncio
+import random
 import statistics
 from collections.abc import Callable
 from contextlib import suppress
@@ -19,9 +20,11 @@ from starlette.types import ASGIApp
 from cluster.errors import UserError
 from cluster.feedback import (
     COMPARED,
+    Completion,
     Feedback,
     FeedbackPrompt,
     Ranking,
+    distinct_completions,
     open_feedback,
 )
 from cluster.feedback.quality import agreement_report
@@ -33,11 +36,13 @@ from serve.http.auth import Authorizer, admits_guests, annotator_dependency, ano
 from serve.http.listener import Listener, encryption
 from serve.http.metrics import GatewayMetrics
 from serve.http.middleware import Middleware
-from serve.pages.label_tasks import MAX_ANSWERS, TaskAssigner, presented
+from serve.pages.label_tasks import TaskAssigner
 from serve.pages.markdown import with_markdown
 from serve.pages.render import page, routes_of, url_host
 
 STOP_SECONDS = 5
+# A rank is one digit on the keyboard.
+MAX_ANSWERS = 9
 # Judgements that the page offers to change, and the characters of their prompts.
 RECENT, MAX_ASKED = 20, 200
 MAX_TEXT = 100_000
@@ -175,6 +180,15 @@ def task_for(annotator: str, prompt: FeedbackPrompt, judgement: Ranking | None, 
         "judgement": judgement
         and judgement.model_dump(include={"ranks", "skipped", "all_bad", "marks", "better", "seconds", "created"}),
     }
+
+
+def presented(annotator: str, prompt: FeedbackPrompt, again: bool = False) -> list[Completion]:
+    """Returns at most nine of the prompt's different completions, in an order that depends only on annotator and
+    prompt, and is reversed if they get it again."""
+    completions = distinct_completions(sorted(prompt.completions, key=lambda row: row.id or 0))
+    rng = random.Random(f"presented {annotator} {prompt.id}")
+    chosen = rng.sample(completions, min(len(completions), MAX_ANSWERS))
+    return chosen[::-1] if again else chosen
 
 
 def recent_judgements(database: Feedback, annotator: str) -> list[dict[str, Any]]:

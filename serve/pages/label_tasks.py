@@ -1,4 +1,4 @@
-"""The tasks of the label page: which prompt an annotator judges next, and the order of its answers."""
+"""The tasks of the label page: which prompt an annotator judges next."""
 
 import random
 import threading
@@ -6,10 +6,8 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 
-from cluster.feedback import Completion, Feedback, FeedbackPrompt, distinct_completions
+from cluster.feedback import Feedback
 
-# A rank is one digit on the keyboard.
-MAX_ANSWERS = 9
 # How long a prompt is reserved for a person. Afterwards another may get it too, and both judgements count.
 HOLD_SECONDS = 30 * 60.0
 # The shares of a person's prompts with a known right ranking (gold items), and of those that they have ranked before;
@@ -73,12 +71,3 @@ class TaskAssigner:
         if kind > 1 - REPEAT_SHARE and (own := self._database.repeatable_tasks(annotator, REPEAT_AFTER)):
             return LabelTask(own[0], again=True)
         return None
-
-
-def presented(annotator: str, prompt: FeedbackPrompt, again: bool = False) -> list[Completion]:
-    """Returns at most nine of the prompt's different completions, in an order that depends only on annotator and
-    prompt, and is reversed if they get it again."""
-    completions = distinct_completions(sorted(prompt.completions, key=lambda row: row.id or 0))
-    rng = random.Random(f"presented {annotator} {prompt.id}")
-    chosen = rng.sample(completions, min(len(completions), MAX_ANSWERS))
-    return chosen[::-1] if again else chosen

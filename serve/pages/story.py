@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from cluster.run.folder import RunFolder
 from cluster.run.versions import Versions, differing_files
-from serve.pages.label_tasks import MAX_ANSWERS
+from serve.pages.label import MAX_ANSWERS
 from serve.pages.render import page, routes_of
 
 # A visitor's id is made by the page at random, so that it finds its own training again after a reload.

@@ -4,7 +4,7 @@
 - `request_bounds`: limits on the size of a request, checked before any part of it is parsed.
 - `vllm_engine`: a model in vLLM behind vLLM's own OpenAI serving classes. `async_llm` is vLLM's engine with a count of
   the tokens of each request, and `engine_stats` keeps the engine's state for the metrics.
-- `weight_swap`, `weight_swap_gate`: load another version of the weights while it serves, apart from requests.
+- `weight_swap`: loads another version of the weights while it serves, apart from requests.
 - `lora`: an adapter in the engine of another model.
 - `reward_scorer`: a reward model behind `/v1/score`.
 - `autoscaling`: how many replicas Ray Serve keeps, and how they are.

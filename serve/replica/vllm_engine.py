@@ -45,8 +45,7 @@ from serve.replica.async_llm import start_engine
 from serve.replica.engine_stats import state_of
 from serve.replica.lora import adapter_rank
 from serve.replica.request_bounds import RequestBounds, forced_form, longest_token, too_many_tokens
-from serve.replica.weight_swap import digest_files, swap_weights
-from serve.replica.weight_swap_gate import InflightRequest, WeightSwapGate
+from serve.replica.weight_swap import InflightRequest, WeightSwapGate, digest_files, swap_weights
 from serve.transport.messages import (
     TALLY,
     CompleteResponse,

@@ -8,7 +8,6 @@ from typing import Any
 
 from cluster.errors import UserError
 from cluster.feedback import Feedback
-from cluster.feedback.judged import read_judgements
 from pipelines.data.source_rows import read_rows
 
 
@@ -73,7 +72,7 @@ def voted_pairs(database: Feedback) -> list[Pair]:
     """Reads the votes of the compare page, of people who are not excluded, in the order given."""
     found = []
     prompts = {prompt.id: prompt for prompt in database.prompts()}
-    for vote in read_judgements(database).votes:
+    for vote in database.peoples_judgements().votes:
         answers = {str(one.id): one for one in prompts[vote.prompt_id].completions if str(one.id) in vote.ranks}
         if len(answers) != 2:
             continue

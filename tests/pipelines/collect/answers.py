@@ -9,7 +9,7 @@ from actors.model.chat import Chat
 from cluster.feedback import Completion, Feedback
 from cluster.recipe.base import Call
 from cluster.recipe.recipe import Recipe
-from pipelines.collect_rankings import CollectedPrompts
+from pipelines.collect_answers import CollectedPrompts
 from pipelines.data.annotators import JudgedAnswer, SyntheticAnnotator, annotator_failures
 from pipelines.data.call_failures import CallFailures
 from tests.demo_recipe import COUNTRIES, DEMO_CHATS, DEMO_PROMPTS, demo_annotator

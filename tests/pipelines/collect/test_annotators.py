@@ -18,12 +18,9 @@ from actors.model.chat import Chat
 from cluster.errors import StageError, UserError
 from cluster.feedback import Feedback
 from cluster.recipe.base import Call
-from pipelines import collect_rankings
-from pipelines.collect import plan_round
-from pipelines.collect_rankings import (
-    rank_synthetically,
-    ranking_rows,
-)
+from pipelines import collect
+from pipelines.collect import rank_synthetically, ranking_rows
+from pipelines.collect_answers import plan_round
 from pipelines.data.annotators import JudgedAnswer, SyntheticAnnotator
 from pipelines.data.call_failures import ATTEMPTS, LATE_IN_A_ROW, CallFailedError
 from tests.pipelines.collect.answers import (
@@ -149,7 +146,7 @@ def test_prompts_on_which_an_annotator_always_fails_are_left_out_up_to_a_share(
 def test_rankings_are_stored_as_they_are_made(
     tmp_path: Path, chat: Chat, database: Feedback, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(collect_rankings, "STORE_BATCH", 8)
+    monkeypatch.setattr(collect, "STORE_BATCH", 8)
     annotator, plan = _unsteady(tmp_path, chat, database, often=0)
     stored: list[int] = []
 

@@ -13,8 +13,7 @@ from cluster.feedback.live import read_live, rounds_with
 from cluster.recipe.collect import ChatSource
 from cluster.recipe.recipe import Recipe
 from cluster.run.folder import RunFolder
-from pipelines.collect import plan_round, round_mark
-from pipelines.collect_rankings import CollectedPrompts
+from pipelines.collect_answers import CollectedPrompts, plan_round, round_mark
 from pipelines.data.live_prompts import LivePrompts, choose_live, is_there, keep_stored
 from pipelines.rlhf.setup import training_prompts
 from tests.demo_recipe import DEMO_CHATS, DEMO_PROMPTS

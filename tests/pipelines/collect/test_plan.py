@@ -7,7 +7,7 @@ import pytest
 from actors.model.chat import Chat
 from cluster.errors import UserError
 from cluster.feedback import Completion, Feedback
-from pipelines.collect import plan_round, prompt_shortage, prompts_to_sample, sampling_of
+from pipelines.collect_answers import plan_round, prompt_shortage, prompts_to_sample, sampling_of
 from tests.pipelines.collect.answers import add_plan, collect_recipe
 
 

@@ -11,17 +11,10 @@ import pytest
 from actors.model.chat import Chat
 from cluster.errors import StageError
 from cluster.feedback import Feedback, Ranking
-from cluster.feedback.judged import read_judgements
 from cluster.recipe.base import Call
 from cluster.recipe.collect import ChatSource
-from pipelines.collect import plan_round
-from pipelines.collect_rankings import (
-    answer_variety,
-    rank_synthetically,
-    ranking_rows,
-    stored_completions,
-    wait_for_people,
-)
+from pipelines.collect import rank_synthetically, ranking_rows, wait_for_people
+from pipelines.collect_answers import answer_variety, plan_round, stored_completions
 from pipelines.data import rankings
 from pipelines.data.annotators import SyntheticAnnotator
 from pipelines.data.prompts import read_prompts
@@ -134,7 +127,7 @@ def test_the_wait_for_people_keeps_their_rankings(tmp_path: Path, chat: Chat, da
     thread.start()
     wait_for_people(database, plan, 3, seconds=30)
     thread.join()
-    rows = ranking_rows(None, chat, database, plan, no_failures(), read_judgements(database).rankings)
+    rows = ranking_rows(None, chat, database, plan, no_failures(), database.peoples_judgements().rankings)
     assert sorted(row["annotator"] for row in rows) == ["ada", "grace", "grace"]
     # Two of the four texts are the same: they are one answer, with their samples.
     assert all(row["grades"] is None and row["ranks"] == [1, 2, 3] for row in rows)
@@ -144,7 +137,7 @@ def test_the_wait_for_people_keeps_their_rankings(tmp_path: Path, chat: Chat, da
     before = rankings.rankings_digest(rows)
     assert rankings.rankings_digest([{**rows[0], "ranks": [2, 1, 1, 1]}, *rows[1:]]) != before
     database.exclude("grace")
-    left = ranking_rows(None, chat, database, plan, no_failures(), read_judgements(database).rankings)
+    left = ranking_rows(None, chat, database, plan, no_failures(), database.peoples_judgements().rankings)
     assert [row["annotator"] for row in left] == ["ada"]
     assert rankings.rankings_digest(left) != before
     # Rankings of one prompt by two people are on the same side of the split.
@@ -184,6 +177,6 @@ def test_rankings_of_identical_answers_count_for_nothing(tmp_path: Path, chat: C
         database.add_ranking(Ranking(prompt_id=name, annotator="ann", ranks=ranks, presented=ids))
     with pytest.raises(StageError, match="people have made 1 of 2 rankings"):
         wait_for_people(database, plan, 2, seconds=0.1)
-    (row,) = ranking_rows(None, chat, database, plan, no_failures(), read_judgements(database).rankings)
+    (row,) = ranking_rows(None, chat, database, plan, no_failures(), database.peoples_judgements().rankings)
     # The mean rank of 1, 3 and 1 is better than 2.
     assert (row["texts"], row["ranks"], row["samples"]) == (["aa", "b"], [1, 2], [3, 1])

@@ -15,10 +15,8 @@ from cluster.run.layout import stage_named
 from cluster.run.rounds import kept_rounds, restore_round
 from cluster.run.stages import run_stage, stage_state
 from pipelines import collect
-from pipelines.collect import plan_round
-from pipelines.collect_rankings import (
-    rank_synthetically,
-)
+from pipelines.collect import rank_synthetically
+from pipelines.collect_answers import plan_round
 from pipelines.data.feedback.io import import_file
 from tests.pipelines.collect.answers import (
     DEMO_ANNOTATOR,

@@ -7,7 +7,6 @@ import pytest
 
 from actors.model.chat import Chat
 from cluster.feedback import COMPARED, Completion, Feedback, FeedbackPrompt, Ranking, Thumb, open_feedback
-from cluster.feedback.judged import read_judgements
 from cluster.recipe.training import RewardModel
 from pipelines.data.feedback.io import export_file, exportable
 from pipelines.data.people_rows import people_rows, source_figures
@@ -62,7 +61,7 @@ def test_votes_thumbs_better_answers_and_rankings_become_rows(tmp_path: Path) ->
         )
         database.save_thumb(thumb("Capital of Peru?", "Lima.", True, "r1"))
         database.save_thumb(thumb("Capital of Peru?", "Rome.", False, "r2"))
-        judged = read_judgements(database)
+        judged = database.peoples_judgements()
         # The counts are those of an export.
         for kind, number in exportable(database).items():
             assert export_file(database, kind, tmp_path / f"{kind}.jsonl").rows == number > 0

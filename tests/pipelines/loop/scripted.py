@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.feedback import Completion, FeedbackPrompt, Ranking, open_feedback
-from cluster.feedback.judged import read_judgements, write_records
+from cluster.feedback.judged import records_of, write_records
 from cluster.recipe.loop import Loop
 from cluster.run.folder import RunFolder
 from cluster.run.rounds import round_folder
@@ -52,8 +52,8 @@ class ScriptedWork(AbstractContextManager["ScriptedWork"]):
         if folder == "preferences":
             out = self.run.begin(folder, mark)
             with open_feedback(self.run.feedback_url) as database:
-                judged = read_judgements(database)
-            write_records(judged.records({("rankings", row.id or 0): 1 for row in judged.rankings}), out)
+                judged = database.peoples_judgements()
+            write_records(records_of(judged, {("rankings", row.id or 0): 1 for row in judged.rankings}), out)
         make(self.run, folder, self.said, *MADE_FROM[folder])
 
     def gates(self, before: int) -> Verdict:

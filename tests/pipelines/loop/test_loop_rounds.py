@@ -11,7 +11,7 @@ import pytest
 
 from cluster.errors import UserError
 from cluster.feedback import COMPARED, Completion, FeedbackPrompt, Ranking, Thumb, open_feedback
-from cluster.feedback.judged import judgement_changes, read_judgements, trace_judgements
+from cluster.feedback.judged import judgement_changes, trace_judgements
 from cluster.run.folder import RunFolder
 from cluster.run.rounds import kept_rounds, present_round, round_folder
 from cluster.run.trail import Approval, add_decision, answer_round, open_round, read_answer, read_trail
@@ -227,7 +227,7 @@ def test_votes_against_a_policy_on_trial_roll_it_back(root: Path) -> None:
         compared(root, (new, live_one), False, 7)
         compared(root, (new, live_one), None, 2)
         compared(root, (new, "sft"), True, 5)
-        judged = read_judgements(database)
+        judged = database.peoples_judgements()
         votes = votes_between(database, judged.votes, new, live_one)
     assert sorted(votes) == [-1] * 7 + [0] * 2
     assert judge_trial([], [1] * 9, new, live_one).passed

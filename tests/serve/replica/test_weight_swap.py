@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from serve.replica.weight_swap_gate import WeightSwapGate
+from serve.replica.weight_swap import WeightSwapGate
 
 pytestmark = pytest.mark.anyio
 
