@@ -214,8 +214,8 @@ def _of_no_use(row: Mapping[str, Any], settings: RewardModel | Dpo, single: bool
     """Says why nothing is learned from a judgement; None if something is."""
     if row.get("good") is not None and not single:
         return "one answer without a pair"
-    if row.get("good") is None and len(set(merged := merge_identical(row)["ranks"])) < 2:
-        return "identical answers" if len(merged) < 2 else "all answers tied"
+    if row.get("good") is None and len(set(ranks := merge_identical(row)["ranks"])) < 2:
+        return "identical answers" if len(ranks) < 2 else "all answers tied"
     return None if judgement_weight(row, settings) > 0 else "weight 0"
 
 

@@ -166,7 +166,7 @@ def _times(
         members = [index for index, part in enumerate(whole.parts) if part.source == source]
         if not members:
             continue
-        # With the seed of the held-out split, there would be no documents at the lowest positions.
+        # Another seed than the split's, which has held out the documents at the lowest positions by its own.
         positions = np.concatenate([_positions(whole.parts[index].file, seed + 2) for index in members])
         often = repeats(np.concatenate([tokens[index] for index in members]), positions, factor)
         ends = np.cumsum([len(tokens[index]) for index in members])
