@@ -103,8 +103,8 @@ class GopherRepetition(Section):
 
 class C4(Section):
     """C4's rules: Raffel et al. 2020, https://arxiv.org/abs/1910.10683, section 2.2. Lines are removed, then
-    documents. Two of the published rules are not in `c4: {}`: the list of bad words is named in bad_words, and spans of
-    three sentences that occur in several documents stay."""
+    documents, then spans of sentences that the corpus repeats. One published rule is not in `c4: {}`: the list of bad
+    words, which is named in bad_words."""
 
     terminal_punctuation: bool = Field(True, description="remove lines that do not end with a punctuation mark")
     words_per_line: Positive = Field(5, description="remove lines with fewer words")
@@ -112,6 +112,11 @@ class C4(Section):
     boilerplate_lines: bool = Field(True, description="remove lines about JavaScript, cookies and terms of use")
     sentences: Positive = Field(3, description="the fewest sentences of a document, after lines are removed")
     curly_brackets: bool = Field(True, description="drop documents that contain a {")
+    repeated_spans: bool = Field(
+        True,
+        description="leave only the first of spans of three sentences in a row that the corpus repeats, without case; "
+        "sources with near_duplicates: keep are left as they are",
+    )
     citations: bool = Field(True, description="remove the marks [1], [edit] and [citation needed] of wikis")
     bad_words: Annotated[str | None, PathKind.FILES] = Field(
         None,
@@ -121,12 +126,13 @@ class C4(Section):
 
 
 class FineWeb(Section):
-    """FineWeb's rules: Penedo et al. 2024, https://arxiv.org/abs/2406.17557, section 3.6."""
+    """FineWeb's rules: Penedo et al. 2024, https://arxiv.org/abs/2406.17557, section 3.6, with the thresholds of the
+    code that made the data set."""
 
     punctuated_lines: Share = Field(0.12, description="lower bound of the share of lines that end with punctuation")
     short_lines: Share = Field(0.67, description="upper bound of the share of lines of at most 30 characters")
     duplicate_line_characters: Share = Field(
-        0.01, description="upper bound of the share of characters in repeated lines"
+        0.01, description="upper bound of the share of characters in repeated lines; the paper says 0.1"
     )
     newlines_per_word: Annotated[float, Field(ge=0)] = Field(0.3, description="upper bound of line breaks per word")
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from cluster.errors import UserError
 from cluster.recipe.corpus import Corpus
+from pipelines.corpus.dedup.spans import REASON as REPEATED_SPANS
 from pipelines.corpus.dedup.split import Dropped
 from pipelines.corpus.filter.rules import recipe_bounds
 from pipelines.corpus.tasks import Report, add_counts
@@ -74,7 +75,8 @@ def _losses(corpus: Corpus, prepared: Sequence[Report], dropped: Dropped | None)
     yield Loss("cannot be read", sum(report["bad"] for report in prepared), f"fix what is wrong, first: {first}")
     by_rule, rules = add_counts(prepared, "dropped"), {rule.reason: rule for rule in recipe_bounds(corpus)}
     for reason, count in by_rule.items():
-        yield Loss(f"rule {reason}", count, rules[reason].remedy)
+        remedy = "set corpus.rules.c4.repeated_spans=false" if reason == REPEATED_SPANS else rules[reason].remedy
+        yield Loss(f"rule {reason}", count, remedy)
     if dropped:
         contaminated, previous = "change corpus.decontaminate", "change corpus.previous_corpora"
         similar = f"raise corpus.near_duplicate_similarity (now {corpus.near_duplicate_similarity:g})"

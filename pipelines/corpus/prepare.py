@@ -37,12 +37,11 @@ from pipelines.corpus.filter.rules import (
 from pipelines.corpus.filter.signals import Signals, measure, punctuated_lines
 from pipelines.corpus.read.records import BadRecord, Document, Skipped
 from pipelines.corpus.read.sources import InputSplit, read_split
-from pipelines.corpus.tables import BATCH, PREPARED
+from pipelines.corpus.tables import BATCH, EXCLUDED, PREPARED
 from pipelines.corpus.tasks import Phase, Report, Task, run_tasks
 
 T = TypeVar("T")
 
-EXCLUDED = pa.schema([(name, pa.string()) for name in ("id", "source", "reason", "text")])
 # Measuring takes about 40 bytes of memory a character: 100 documents of 400 KB took 1.9 GB.
 _BATCH_CHARACTERS = 4 << 20
 

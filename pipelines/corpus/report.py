@@ -47,6 +47,7 @@ def statistics(
             source["kept"][key] += before["kept"][key]
         source["license"] = before["license"]
         source["bad"] += before["bad"]
+        source["repeated_sentences"] += before.get("repeated_sentences", 0)
         source["unread"] += before["unread"]
         source["skipped_files"] += before["skipped_files"]
         for key in ("personal_data", "dropped", "dropped_bytes", "skipped", "not_judged"):
@@ -79,6 +80,7 @@ def statistics(
         "skipped": _added(*(source["skipped"] for source in sources.values())),
         "not_judged": _added(*(source["not_judged"] for source in sources.values())),
         "bad": sum(source["bad"] for source in sources.values()),
+        "repeated_sentences": sum(source["repeated_sentences"] for source in sources.values()),
         "duplicates": {"exact": sum(dropped.exact.values()), "near": sum(dropped.near.values())},
         **({"mix": mixture.account} if mixture.account else {}),
         "in_previous_corpora": sum(dropped.previous.values()),
@@ -146,6 +148,7 @@ def _empty_source() -> Report:
         "kept": {"documents": 0, "bytes": 0},
         "license": None,
         "bad": 0,
+        "repeated_sentences": 0,
         "unread": [],
         "skipped_files": [],
         "personal_data": {},

@@ -1,5 +1,7 @@
 """Corpus stage: prepare -> deduplicate and split -> train the tokenizer -> mix -> tokenize and pack -> shard.
 
+With C4's rules, repeated spans of sentences are removed before deduplication.
+
 documents/part-*.parquet                 documents used: id, source, split, text
 tokenizer/                               Hugging Face tokenizer directory with the chat template
 index/                                   hashes and signatures, for later corpora (corpus.previous_corpora)
@@ -32,6 +34,7 @@ from cluster.run.stages import Result
 from pipelines.corpus.checks import require_documents, require_readable
 from pipelines.corpus.clean.language import known_languages
 from pipelines.corpus.cut import cut_files
+from pipelines.corpus.dedup.span_stage import remove_repeated_spans
 from pipelines.corpus.dedup.stage import check_inputs, deduplicate
 from pipelines.corpus.examples import train_classifier
 from pipelines.corpus.prepare import prepare
@@ -95,6 +98,10 @@ def _build(recipe: Recipe, out: Path, console: Console) -> Report:
             Part(file, report["fingerprint"], split.source, split.drop_near_duplicates)
             for file, report, split in zip(files, prepared, splits, strict=True)
         ]
+        if corpus.rules and corpus.rules.c4 and corpus.rules.c4.repeated_spans:
+            with _timed("remove repeated sentences", seconds):
+                parts, prepared = remove_repeated_spans(recipe, parts, prepared, out, progress)
+            require_documents(corpus, prepared)
         with _timed("deduplicate", seconds):
             dropped, assignments, contamination = deduplicate(recipe, parts, out, progress)
         require_documents(corpus, prepared, dropped)

@@ -24,6 +24,8 @@ def print_summary(stats: Report, console: Console) -> None:
     if stats["personal_data"]:
         replaced = ", ".join(f"{count:,} {kind}" for kind, count in sorted(stats["personal_data"].items()))
         console.print(f"personal data replaced: {replaced}")
+    if repeated := stats.get("repeated_sentences"):
+        console.print(f"{repeated:,} sentences removed in spans that the corpus repeats")
     if stats["in_previous_corpora"]:
         console.print(f"{stats['in_previous_corpora']:,} documents dropped that a previous corpus has")
     if contamination := stats.get("contamination"):

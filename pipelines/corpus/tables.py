@@ -31,6 +31,8 @@ PREPARED = pa.schema(
         ("quality", pa.float32()),  # share of lines that end with punctuation; null unless deduplication needs it
     ]
 )
+# Documents that rules drop, with corpus.keep_excluded.
+EXCLUDED = pa.schema([(name, pa.string()) for name in ("id", "source", "reason", "text")])
 
 
 class Part(NamedTuple):

@@ -14,7 +14,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from cluster.recipe.corpus import KeepPolicy
-from pipelines.corpus.dedup.index import Index
+from pipelines.corpus.dedup.index import Index, key_range
 from pipelines.corpus.heartbeat import progress
 from pipelines.corpus.tables import map_array, save_array
 from pipelines.corpus.tasks import Report
@@ -74,15 +74,12 @@ class ClusterPhase:
 
     def _keys(self, band: int, number: int) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
         """Reads the keys of a range, and the document of each."""
-        bounds = [-(-(edge << 64) // self.ranges) for edge in (number, number + 1)]
         keys, documents = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
         for folder, start in zip(self.index.folders, self.index.starts.tolist(), strict=False):
-            sorted_keys, rows = map_array(folder / "bands.npy")[band - 1] if band else map_array(folder / "exact.npy")
-            first, last = (
-                len(rows) if edge >> 64 else int(np.searchsorted(sorted_keys, np.uint64(edge))) for edge in bounds
-            )
-            keys.append(np.array(sorted_keys[first:last]))
-            documents.append(rows[first:last].astype(np.int64) + start)
+            stored, rows = map_array(folder / "bands.npy")[band - 1] if band else map_array(folder / "exact.npy")
+            here = key_range(stored, number, self.ranges)
+            keys.append(np.array(stored[here]))
+            documents.append(rows[here].astype(np.int64) + start)
         return np.concatenate(keys), np.concatenate(documents)
 
     def _similar(self, pairs: NDArray[np.int64], exact: bool) -> NDArray[np.int64]:

@@ -93,12 +93,12 @@ def write_part_index(
     facts["signature"] = ABSENT
     facts["signature"][signed_rows] = np.arange(len(signed_rows))
     present_rows = np.flatnonzero(present)
-    bands = [_sorted(keys, signed_rows) for keys in band_keys(signed, rows)]
+    bands = [sorted_keys(keys, signed_rows) for keys in band_keys(signed, rows)]
     with atomic_write(folder) as side:
         shutil.rmtree(side, ignore_errors=True)
         side.mkdir()
         np.save(side / "facts.npy", facts)
-        np.save(side / "exact.npy", _sorted(facts["digest"][present_rows, 0], present_rows))
+        np.save(side / "exact.npy", sorted_keys(facts["digest"][present_rows, 0], present_rows))
         np.save(side / "bands.npy", np.stack(bands))
         np.save(side / "signatures.npy", signed)
         pq.write_table(documents.select(["id", "source"]), side / "documents.parquet", compression="zstd")
@@ -132,6 +132,13 @@ def previous_indexes(corpora: Sequence[str], rows: int) -> list[Path]:
             )
         found += sorted(path for path in folder.iterdir() if path.is_dir())
     return found
+
+
+def key_range(keys: NDArray[np.uint64], number: int, ranges: int) -> slice:
+    """Finds the sorted keys in one of so many ranges of equal size."""
+    edges = [-(-(edge << 64) // ranges) for edge in (number, number + 1)]
+    first, last = (len(keys) if edge >> 64 else int(np.searchsorted(keys, np.uint64(edge))) for edge in edges)
+    return slice(first, last)
 
 
 @dataclass(frozen=True)
@@ -201,6 +208,7 @@ def _made_by(rows: int) -> dict[str, Any]:
     }
 
 
-def _sorted(keys: NDArray[np.uint64], rows: NDArray[np.int64]) -> NDArray[np.uint64]:
+def sorted_keys(keys: NDArray[np.uint64], rows: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """Sorts keys; returns them and the row of each, (2, n)."""
     order = np.argsort(keys, kind="stable")
     return np.stack([keys[order], rows[order].astype(np.uint64)])

@@ -52,7 +52,7 @@ class MergePhase(Phase):
             _write_facts(parts, side)
             _write_joined(parts, side, "signatures.npy", axis=0)
             for name in ("exact.npy", "bands.npy"):
-                _write_sorted(parts, side, name, documents)
+                write_sorted(parts, side, name, documents)
             shutil.rmtree(self.outputs[index], ignore_errors=True)
         return {"documents": documents[-1]}
 
@@ -89,7 +89,7 @@ def _write_facts(parts: Sequence[Path], folder: Path) -> None:
         rows[rows != ABSENT] += before
 
 
-def _write_sorted(parts: Sequence[Path], folder: Path, name: str, documents: Sequence[int]) -> None:
+def write_sorted(parts: Sequence[Path], folder: Path, name: str, documents: Sequence[int]) -> None:
     """Merges sorted keys with their rows, (…, 2, n); in equal keys the rows ascend."""
     joined = _write_joined(parts, folder, name, axis=-1)
     places = _starts(parts, name, axis=-1)

@@ -69,7 +69,8 @@ def cache_key(split: InputSplit, settings: MeasureSettings) -> str:
     size and modification time in place of its bytes, since hashing would read it once per split.
     """
     rules = settings.rules
-    lines = rules.c4.model_dump(exclude={"sentences", "curly_brackets", "bad_words"}) if rules and rules.c4 else None
+    judged = {"sentences", "curly_brackets", "bad_words", "repeated_spans"}
+    lines = rules.c4.model_dump(exclude=judged) if rules and rules.c4 else None
     files = [_state(file) if split.span or is_remote(file) else _content(file) for file in split.files]
     given = {**split.identity(), "name": "", "license": None}
     scored = [classifier.VERSION, settings.classifier[1]] if settings.classifier else None

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from cluster.recipe.corpus import C4, Rules
+from pipelines.corpus.clean.sentences import SENTENCE_END
 from pipelines.corpus.clean.words import ends_no_sentences, is_syllabic, is_unspaced, words
 from pipelines.corpus.filter import stop_words
 from pipelines.corpus.filter.ngrams import DUPLICATE, TOP, repetition, shares
@@ -34,7 +35,6 @@ _ELLIPSES = ("...", "…")
 _NATIVE_ENDS = ("。", "！", "？", "｡", "؟", "۔", "।", "॥", "።", "။", "។", "」", "』")
 _C4_LINE_ENDS = (".", "!", "?", '"', "”", *_NATIVE_ENDS)
 _LINE_ENDS = (*_C4_LINE_ENDS, "'", "’", "»", "…")
-_SENTENCE_END = re.compile(r"""[.!?]["'”’)\]]*(?=\s|$)|[。！？｡؟۔।॥።။។]+""")
 # Signals whose thresholds are of languages with spaces.
 _OF_SPACED_WORDS = (
     "mean_word_length",
@@ -162,7 +162,7 @@ def _of_lines(documents: Sequence[Sequence[str]]) -> Signals:
 def _of_what_is_left(texts: Sequence[str], lines: Sequence[Sequence[str]], words: NDArray[np.float64]) -> Signals:
     sizes = _each(len, lines)
     return {
-        "sentences": _each(lambda text: len(_SENTENCE_END.findall(text)), texts),
+        "sentences": _each(lambda text: len(SENTENCE_END.findall(text)), texts),
         "curly_brackets": _each(lambda text: text.count("{"), texts),
         "lorem_ipsum": _each(lambda text: "lorem ipsum" in text.lower(), texts),
         "punctuated_lines": _punctuated(lines),
