@@ -280,12 +280,12 @@ class RemoteFile(io.RawIOBase):
         other = _fsspec(self._system)
         return other.open(self._path, mode="rb") if other else self._system.open_input_file(self._path)
 
-    def _read(self, wanted: int) -> bytes:
+    def _read(self, wanted: int) -> "bytes | bytearray":
         whole = False
         try:
             if self._file.tell() != self._position:
                 self._file.seek(self._position)
-            data: bytes = self._file.read(wanted)
+            data = _read_whole(self._file, wanted)
             whole = len(data) == wanted
         finally:
             if not whole:
@@ -295,6 +295,30 @@ class RemoteFile(io.RawIOBase):
             end = self._position + len(data)
             raise ConnectionError(f"the answer ends at byte {end:,} of {self._size:,}")
         return data
+
+
+def _read_whole(file: Any, wanted: int) -> "bytes | bytearray":
+    """Reads so many bytes, or fewer if the answer has fewer.
+
+    Arrow's client of S3 does not tell that an answer is shorter than was asked for: the rest of its buffer is what it
+    was before. The last byte is thus set to one that text does not have. Data that ends with it are read again over
+    another one.
+    """
+    from pyarrow import NativeFile
+
+    if not isinstance(file, NativeFile):
+        found: bytes = file.read(wanted)
+        return found
+    data, start = bytearray(wanted), file.tell()
+    for last in (0xFF, 0xFE):
+        data[-1] = last
+        file.seek(start)
+        count = file.readinto(data)
+        if count < wanted:
+            return data[:count]
+        if data[-1] != last:
+            return data
+    raise ConnectionError(f"the answer from byte {start:,} on is shorter than the {wanted:,} bytes asked for")
 
 
 @contextmanager

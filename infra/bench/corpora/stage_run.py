@@ -1,5 +1,6 @@
 """Runs the corpus stage as a user does, in a process of its own, and watches the memory of it and its children."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -79,6 +80,15 @@ def phases(folder: Path) -> float:
     """Sums the seconds of a finished run's phases, without the start of Ray and of Python."""
     stats = json.loads((folder / "run" / "corpus" / "stats.json").read_text(encoding="utf-8"))
     return float(sum(stats["seconds"].values()))
+
+
+def hashes(run: Path) -> dict[str, str]:
+    """Hashes every file of the finished stage, except those that contain seconds."""
+    return {
+        str(file.relative_to(run)): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in sorted((run / "corpus").rglob("*"))
+        if file.is_file() and file.name not in ("stats.json", "manifest.json")
+    }
 
 
 def _is_worker(process: psutil.Process) -> bool:

@@ -76,7 +76,7 @@ def _reading(folder: Path, texts: Sequence[str]) -> Iterator[Step]:
         yield Step("read .parquet", lambda: _drain(table, reading), size, "pyarrow", lambda: _rows(table))
     pages = [page(text) for text in texts]
     captures = folder / "a.warc.gz"
-    captures.write_bytes(b"".join(gzip.compress(_capture(number, body)) for number, body in enumerate(pages)))
+    captures.write_bytes(b"".join(gzip.compress(capture(number, body)) for number, body in enumerate(pages)))
     size = sum(map(len, pages))
     yield Step(
         "read .warc.gz",
@@ -142,7 +142,8 @@ def _each(encode: Callable[[str], object], texts: Sequence[str]) -> None:
         encode(text)
 
 
-def _capture(number: int, body: bytes) -> bytes:
+def capture(number: int, body: bytes) -> bytes:
+    """Renders a web page as a record of a WARC file, without compression."""
     http = b"HTTP/1.1 200 OK\r\nContent-Type: text/html; charset=utf-8\r\n\r\n" + body
     head = (
         f"WARC/1.0\r\nWARC-Type: response\r\nWARC-Target-URI: http://example.org/{number}\r\n"

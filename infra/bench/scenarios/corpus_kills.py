@@ -3,7 +3,6 @@
 It takes about five minutes on two cores.
 """
 
-import hashlib
 import os
 import random
 import shutil
@@ -14,7 +13,7 @@ from pathlib import Path
 import psutil
 
 from infra.bench.corpora.documents import documents, write_lines
-from infra.bench.corpora.stage_run import family, start, watch, write_recipe
+from infra.bench.corpora.stage_run import family, hashes, start, watch, write_recipe
 from infra.bench.scenarios.outcome import Scenario, ScenarioOutcome, Settings
 
 KILLS, DOCUMENTS, WORKERS = 10, 5000, (1, 2, 3)
@@ -31,7 +30,7 @@ def measure(given: Settings) -> ScenarioOutcome:
         begun = time.monotonic()
         process.wait()
         whole = time.monotonic() - begun
-        expected = _hashes(folder / "run")
+        expected = hashes(folder / "run")
         print(f"undisturbed: {whole:.1f} s of work, {len(expected)} files", flush=True)
         shutil.rmtree(folder / "run")
         kills = workers = 0
@@ -46,7 +45,7 @@ def measure(given: Settings) -> ScenarioOutcome:
             print(f"finished within {moment:.1f} s: {_compared(folder, expected)}; starting over", flush=True)
             shutil.rmtree(folder / "run")
         seconds = watch(start(recipe, 2)).seconds
-        wrong = [] if _hashes(folder / "run") == expected else [_compared(folder, expected)]
+        wrong = [] if hashes(folder / "run") == expected else [_compared(folder, expected)]
         details = f"after {kills} kills: {_compared(folder, expected)}; undisturbed {whole:.1f} s"
     return ScenarioOutcome(seconds, "the same command again", wrong, details)
 
@@ -87,18 +86,9 @@ def _done(folder: Path) -> str:
 
 
 def _compared(folder: Path, expected: dict[str, str]) -> str:
-    found = _hashes(folder / "run")
+    found = hashes(folder / "run")
     different = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
     return f"{len(found)} files, {f'different: {different}' if different else 'all the same bytes'}"
-
-
-def _hashes(run: Path) -> dict[str, str]:
-    """Hashes every file of the finished stage, except those that contain seconds."""
-    return {
-        str(file.relative_to(run)): hashlib.sha256(file.read_bytes()).hexdigest()
-        for file in sorted((run / "corpus").rglob("*"))
-        if file.is_file() and file.name not in ("stats.json", "manifest.json")
-    }
 
 
 SCENARIOS = [Scenario("corpus: killed ten times at random moments", measure, needs_run=False)]

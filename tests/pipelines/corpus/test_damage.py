@@ -18,6 +18,8 @@ import pytest
 from cluster.errors import StorageError, UserError
 from cluster.recipe.corpus import Source
 from cluster.run.storage import remote as storage
+from cluster.run.storage.files import open_file
+from infra.bench.corpora.faulty_store import serving
 from pipelines.corpus.checks import require_readable
 from pipelines.corpus.filter.cache import MeasureSettings
 from pipelines.corpus.prepare import PreparePhase
@@ -196,6 +198,27 @@ def test_a_storage_that_stops_answering_is_not_taken_for_damage(store: Store, na
     with pytest.raises(StorageError, match=r"403.*tried 5 times; the same command reads it again") as raised:
         deque(found, maxlen=0)
     assert "secret" not in str(raised.value)
+
+
+def test_an_answer_of_s3_that_is_shorter_than_asked_for_is_asked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the data end with a byte that the reader sets to notice it."""
+    monkeypatch.setattr(storage, "PAUSES", (0.01,) * 4)
+    monkeypatch.setattr("cluster.run.storage.files._REMOTE_BUFFER", 8 << 10)
+    data = random.Random(3).randbytes(8 << 10)
+    whole = data[:-1] + b"\xff" + data[:-1] + b"\xfe" + data * 5
+    (tmp_path / "bucket").mkdir()
+    (tmp_path / "bucket" / "a.bin").write_bytes(whole)
+    with serving(tmp_path, seed=1, slow=0.0) as server:
+        server.kinds, server.every = ("truncated",), 3
+        with open_file(server.s3("bucket/a.bin")) as file:
+            assert file.read() == whole
+            assert server.faults["truncated"] > 2
+            server.every = 1
+            file.seek(100)
+            with pytest.raises(StorageError, match="is shorter than the 8,192 bytes asked for"):
+                file.read(10)
 
 
 def test_members_of_a_gzip_file_behind_damage_are_read(tmp_path: Path) -> None:
