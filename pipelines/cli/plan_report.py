@@ -87,7 +87,9 @@ def _shares(recipe: Recipe, resources: Resources) -> Table:
     for name, section in trainings(recipe).items():
         add(name, f"{section.workers} trainer", plan.trainer)
     add("rlhf", f"{recipe.rlhf.fleet.rollout_actors} rollout", plan.rollout)
-    add("", f"{max(1, recipe.rlhf.reward_models)} reward", plan.reward)
+    # Functions and servers that give rewards take no share of the machine.
+    if recipe.rlhf.reward_models:
+        add("", f"{recipe.rlhf.reward_models} reward", plan.reward)
     add("", f"{recipe.rlhf.fleet.learner_workers} learner", plan.learner)
     add("serve", f"{served_models(recipe) * recipe.serve.max_replicas} replica", plan.replica)
     return table

@@ -99,7 +99,7 @@ def area_under_curve(good: NDArray[np.float64], bad: NDArray[np.float64]) -> flo
 
 
 def _fit(examples: csr_matrix, labels: NDArray[np.float64]) -> Classifier:
-    # The penalty keeps the weights of places without examples at 0.
+    # The penalty would keep the weights of features that no example has at 0: they are left out.
     used = np.unique(examples.indices)
     start = np.zeros(len(used) + 1)
     found = minimize(objective(examples[:, used], labels), start, jac=True, method="L-BFGS-B", options={"maxiter": 200})

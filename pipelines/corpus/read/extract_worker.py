@@ -22,7 +22,7 @@ _DECODERS = {
     "big5": "big5hkscs",
     "iso8859-11": "cp874",
 }
-# Names of the detector that are no labels.
+# Encodings that the detector names otherwise than the labels of browsers do.
 _DETECTED = {"cp949": "cp949", "iso-2022-kr": "iso2022_kr", "hz-gb-2312": "hz"}
 # The characters that Python's cp932 makes of the bytes A0, FD, FE and FF, which are no part of the encoding.
 _PRIVATE = frozenset("\uf8f0\uf8f1\uf8f2\uf8f3")

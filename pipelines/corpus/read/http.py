@@ -19,7 +19,7 @@ _PAGE_START = re.compile(
     rb"(?:!--|(?:!DOCTYPE HTML|HTML|HEAD|SCRIPT|IFRAME|H1|DIV|FONT|TABLE|A|STYLE|TITLE|B|BODY|BR|P)[ \t\r\n>])",
     re.IGNORECASE,
 )
-# The start of markup, with which a packed body begins by chance once in a thousand.
+# The start of markup. Of a thousand packed bodies about one begins so by chance.
 _MARKUP = re.compile(rb"\s*(?:\xef\xbb\xbf\s*)?<[!?A-Za-z]")
 _CHUNK_SIZE = re.compile(rb"[ \t]*([0-9A-Fa-f]{1,8})[ \t]*(?:;[^\r\n]{0,1000})?\r?\n")
 _GZIP_MAGIC = b"\x1f\x8b"

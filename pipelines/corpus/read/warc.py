@@ -22,7 +22,7 @@ Found = PageRequest | Item
 # The bytes that a record starts with, by the suffix of the file.
 _STARTS = {".gz": b"\x1f\x8b\x08", ".zst": b"\x28\xb5\x2f\xfd"}
 _RECORD = b"WARC/1."
-# Media types are the servers' words, and end up in the statistics.
+# Servers may send anything as a media type: only what looks like one becomes a name in the statistics.
 _SHORT_TYPE = re.compile(r"[a-z]{1,20}/[a-z0-9.+-]{1,40}")
 # Records that hold only requests and notes.
 _ABOUT_OTHERS = (WarcRecordType.request, WarcRecordType.metadata, WarcRecordType.warcinfo)

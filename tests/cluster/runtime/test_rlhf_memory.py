@@ -122,6 +122,16 @@ def test_processes_that_share_a_gpu_have_to_fit_together(recipe_path: Path) -> N
     assert [len(processes) for processes in apart] == [1, 1, 1, 1]
 
 
+@pytest.mark.parametrize(("rewards", "planned"), [("[{kind: function, function: 'm:f'}]", 0), ("[{kind: model}]", 1)])
+def test_the_plan_lists_reward_actors_only_of_a_recipe_with_a_reward_model(
+    recipe_path: Path, rewards: str, planned: int
+) -> None:
+    printed = Console(record=True, width=160, file=io.StringIO())
+    print_plan(load_recipe(recipe_path, [f"rlhf.rewards={rewards}"]), Resources(2, 2, 0, 20), printed)
+    shares = printed.export_text().partition("shares")[2]
+    assert ("learner" in shares, shares.count("1 reward")) == (True, planned)
+
+
 def test_the_plan_prints_the_layout(recipe_path: Path, tmp_path: Path) -> None:
     machine = ["cluster.cpus=64", "cluster.gpus=4", "cluster.gpu_memory_gb=80", "cluster.memory_gb=900"]
     done = triptych_here("run", recipe_path, "model.size=1B", *machine, "--plan", cwd=tmp_path)
