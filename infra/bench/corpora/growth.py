@@ -18,12 +18,14 @@ from statistics import median
 from typing import TypeVar
 
 import numpy as np
+import pyarrow.parquet as pq
 from ray import cloudpickle
 
 from infra.bench.corpora.documents import documents, write_lines
 from pipelines.corpus.dedup.cluster import ClusterPhase, decide
 from pipelines.corpus.dedup.index import Index, IndexPhase
 from pipelines.corpus.dedup.minhash import PERMUTATIONS, least_agreement, rows_in_a_band
+from pipelines.corpus.dedup.spans import MARK_BITS, RemoveSpansPhase, RepeatedSpansPhase, SpanPhase
 from pipelines.corpus.dedup.split import SplitPhase
 from pipelines.corpus.filter.cache import MeasureSettings
 from pipelines.corpus.prepare import PreparePhase
@@ -73,6 +75,7 @@ class _Corpus:
         self._all("read, clean and filter", prepare)
         files = tuple(prepare.output(split) for split in self.splits)
         parts = tuple(Part(file, "", "s") for file in files)
+        self._repeated_spans(parts)
         indexing = IndexPhase(parts, None, out / "index", rows)
         counts = tuple(report["documents"] for report in self._all("sign and index", indexing))
         index = Index(tuple(map(indexing.output, range(len(parts)))), counts, 0, (0,) * len(parts))
@@ -97,6 +100,22 @@ class _Corpus:
         )
         self._all("shuffle and shard", shards, len(shards.shards()))
         return self.seconds
+
+    def _repeated_spans(self, parts: tuple[Part, ...]) -> None:
+        """Removes repeated sentences as C4's rules do; the other phases go on with all of them."""
+        out = self.folder
+        hashing = SpanPhase(parts, out / "spans")
+        self._all("hash sentences", hashing)
+        starts = np.cumsum([0, *(pq.read_metadata(part.file).num_rows for part in parts)])
+        folders = tuple(map(hashing.output, range(len(parts))))
+        finding = RepeatedSpansPhase(folders, tuple(starts[:-1].tolist()), 1, out / "repeated")
+        self._timed("find repeated sentences", lambda: finding(0))
+        marks = np.load(finding.output(0))
+        bounds = np.searchsorted(marks, starts.astype(np.uint64) << np.uint64(MARK_BITS)).tolist()
+        removing = RemoveSpansPhase(
+            parts, tuple(starts.tolist()), finding.output(0), tuple(bounds), 3, out / "unrepeated", None
+        )
+        self._all("remove repeated sentences", removing)
 
     def _split(self, number: int, texts: list[str]) -> InputSplit:
         file = write_lines(self.folder / f"lines-{number:05d}.jsonl", iter(texts))
