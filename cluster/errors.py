@@ -13,6 +13,10 @@ from cluster.compat import is_data_stall, is_from_ray, is_node_timeout, is_remot
 FULL_DISK = os.strerror(errno.ENOSPC)
 # Error numbers of operations that the user of this process may not do.
 NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
+# Error numbers of paths that cannot exist, or are no file or folder as the operation needs.
+IMPOSSIBLE_PATH = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR)
+# Characters of such a path that a message shows.
+SHOWN_PATH = 200
 # Seconds between two calls of `meanwhile` in a wait.
 POLL_SECONDS = 0.1
 
@@ -89,6 +93,10 @@ def known_failure(error: BaseException) -> UserError | StageError | None:
             )
         if isinstance(found, OSError) and found.errno in NOT_ALLOWED and found.filename is not None:
             return StageError(f"{found.filename}: {found.strerror}: change its permissions, or name another place")
+        if isinstance(found, OSError) and found.errno in IMPOSSIBLE_PATH and found.filename is not None:
+            path = str(found.filename)
+            shown = path if len(path) <= SHOWN_PATH else f"{path[:SHOWN_PATH]}…"
+            return UserError(f"{shown}: {found.strerror}: name another place")
         if FULL_DISK in str(found):
             return StageError(f"{_last_line_with(FULL_DISK, str(found))}: free some, and the same command goes on")
     return _named_in_traceback(str(error)) if is_from_ray(error) else None

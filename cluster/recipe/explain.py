@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from cluster.recipe.base import FUNCTION_PATTERN, NAME_PATTERN, SIZE_PATTERN, SMALL_SIZE_PATTERN
-from cluster.recipe.known_keys import elsewhere
+from cluster.recipe.known_keys import called_here, elsewhere
 from cluster.recipe.renamed import RENAMED
 
 # The form of a text that matches each pattern, in words.
@@ -148,6 +148,8 @@ def _unknown_key(place: _Place, recipe: type[BaseModel]) -> str:
     if place.name in RENAMED:
         return f"unknown key {place.name!r}: it is the old name of {RENAMED[place.name]!r}, which is set too"
     names = [name for section in place.sections for name in section.model_fields]
+    if here := called_here(str(place.parts[-1]), names):
+        return f"unknown key {place.name!r}; did you mean {'.'.join(str(part) for part in (*place.parts[:-1], here))}?"
     # A key of this very name in another section is meant sooner than one that is merely like it, in this section.
     if found := elsewhere(place.name, recipe):
         return f"unknown key {place.name!r}; did you mean {' or '.join(found)}?"

@@ -35,11 +35,13 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
         advice = (
             f"; name the recipe in this folder, such as {Path(path) / 'recipe.yaml'}" if Path(path).is_dir() else ""
         )
+        if isinstance(error, UnicodeDecodeError):
+            advice = "; save it as UTF-8"
         raise UserError(f"cannot read the recipe {path}: {_reason(error)}{advice}") from error
     try:
-        data = yaml.load(text, _Loader)
+        data = _parse(text)
     except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+        raise UserError(f"{path} is not valid YAML: {_without_source(error)}") from error
     if not isinstance(data, dict):
         raise UserError(f"{path} is not a recipe: it must hold sections such as model, corpus and sft")
     # A YAML anchor makes several sections one object: copy them, so that an override of one does not change the others.
@@ -74,23 +76,61 @@ def dump_recipe(recipe: Recipe) -> str:
 
 class _Loader(yaml.SafeLoader):
     """A loader that reads 5e-5 as a number, which YAML 1.1 reads as text, and refuses a key that stands twice in a
-    section, of which PyYAML would take the last alone."""
+    section, of which PyYAML would take the last alone, a key that is no name, and an alias of the section around it."""
+
+    def __init__(self, stream: Any) -> None:
+        super().__init__(stream)
+        # The anchors of the nodes around the present one.
+        self._open: list[str | None] = []
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
         seen = set[str]()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                words = "a list or section stands where a key's name belongs"
+                raise yaml.composer.ComposerError(None, None, words, key.start_mark)
             if key.value in seen:
                 words = f"the key {key.value} stands twice in one section"
                 raise yaml.composer.ComposerError(None, None, words, key.start_mark)
-            if isinstance(key, yaml.ScalarNode):
-                seen.add(key.value)
+            seen.add(key.value)
         return node
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent) and (event := self.peek_event()).anchor in self._open:
+            words = f"the alias *{event.anchor} stands inside what it names"
+            raise yaml.composer.ComposerError(None, None, words, event.start_mark)
+        anchor = self.peek_event().anchor
+        self._open.append(anchor)
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self._open.pop()
 
 
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
 )
+
+
+def _parse(text: str) -> Any:
+    """Parses YAML.
+
+    Raises:
+        yaml.YAMLError: it is not valid, or not what a recipe may hold.
+    """
+    try:
+        return yaml.load(text, _Loader)
+    except RecursionError as error:
+        raise yaml.YAMLError("lists or sections lie too deep in each other") from error
+    except ValueError as error:
+        # A date or a number of the right form that does not exist, such as 2024-13-45.
+        raise yaml.YAMLError(f"it holds a value that cannot be read: {error}") from error
+
+
+def _without_source(error: yaml.YAMLError) -> str:
+    """Returns the message in one line, without the name that PyYAML gives to a text that it did not read itself."""
+    return " ".join(str(error).replace(' in "<unicode string>",', " in").split())
 
 
 def _reason(error: Exception) -> str:
@@ -113,6 +153,6 @@ def _apply(data: dict[str, Any], override: str) -> None:
     if not isinstance(target, dict):
         raise UserError(f"override {override!r}: {'.'.join(parents)!r} is not a section")
     try:
-        target[last] = yaml.load(value, _Loader)
+        target[last] = _parse(value)
     except yaml.YAMLError as error:
         raise UserError(f"override {override!r}: the value is not valid YAML") from error

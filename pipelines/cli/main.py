@@ -264,6 +264,20 @@ def version() -> None:
     print(f"triptych {__version__}")
 
 
+def _refuse_empty(words: list[str]) -> None:
+    """Refuses an empty word, which would be taken for the folder of the shell, or for no filter at all.
+
+    Raises:
+        UserError: a word, or the value of an option, is empty.
+    """
+    for before, word in zip(["triptych", *words], words, strict=False):
+        option, equals, value = word.partition("=")
+        is_option = option.startswith("--") and bool(equals)
+        if not (value if is_option else word).strip():
+            place = f"the value of {option}" if is_option else f"the word after {before}"
+            raise UserError(f"{place} is empty: is a variable of the shell unset? Write it, or leave it out")
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Runs a command and ends the process with its exit code; the console script `triptych`.
 
@@ -276,6 +290,7 @@ def main(arguments: list[str] | None = None) -> None:
         print("triptych: labeller is called annotator now; the old name works in this version only", file=sys.stderr)
         words = ["annotator", *words[1:]]
     try:
+        _refuse_empty(words)
         code = app(words, prog_name="triptych", standalone_mode=False)
     except typer.TyperException as error:
         message = " ".join(error.format_message().split())

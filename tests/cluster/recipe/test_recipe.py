@@ -35,6 +35,31 @@ def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[a, b]: 1\n", "a list or section stands where a key's name belongs in line 1"),
+        ("? {a: 1}\n: 2\n", "a list or section stands where a key's name belongs in line 1"),
+        ("model: &model {size: *model}\n", r"the alias \*model stands inside what it names in line 1"),
+        ("seed: " + "[" * 3000, "lists or sections lie too deep in each other"),
+        ("name: 2024-13-45\n", "holds a value that cannot be read: month must be in 1..12"),
+        ("name: own".encode("utf-16"), "save it as UTF-8"),
+    ],
+)
+def test_yaml_that_no_recipe_may_hold_is_refused_in_one_line(tmp_path: Path, text: str | bytes, message: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(UserError, match=message) as caught:
+        load_recipe(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_anchor_may_be_used_again_beside_what_it_names(tmp_path: Path) -> None:
+    recipe = "corpus: {sources: [{path: b}]}\nsft: {sources: &rows [{path: a}]}\ncollect: {sources: *rows}\n"
+    (tmp_path / "recipe.yaml").write_text(f"name: own\n{recipe}")
+    assert load_recipe(tmp_path / "recipe.yaml", ["rlhf.steps=3"]).collect.sources[0].path.endswith("a")
+
+
+@pytest.mark.parametrize(
     ("override", "message"),
     [
         ("rlhf.stps=3", "unknown key 'rlhf.stps'; the nearest known key is 'rlhf.steps'"),
@@ -45,6 +70,9 @@ def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
         ),
         ("serve.adapters={models: {pth: x}}", "the nearest known key is 'serve.adapters.models.path'"),
         ("pretrian.epochs=3", "the nearest known key is 'pretrain'"),
+        ("sft.lr=1", "unknown key 'sft.lr'; did you mean sft.learning_rate?"),
+        ("lr=1", "unknown key 'lr'; did you mean training.learning_rate or rlhf.learning_rate?"),
+        ("model.width=64", "unknown key 'model.width'; did you mean model.hidden?"),
         ("rlhf.max_kl=3", "unknown key 'rlhf.max_kl'; did you mean rlhf.stop.max_kl?"),
         ("stop={max_kl: 3}", "unknown key 'stop'; did you mean rlhf.stop?"),
         ("rlhf.steps=abc", "rlhf.steps: input should be a valid integer, not 'abc'"),
