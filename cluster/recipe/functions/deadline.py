@@ -17,10 +17,16 @@ SOURCE_SECONDS = 1800.0
 REASON_CHARACTERS = 300
 # A function that catches everything is interrupted again after so many seconds.
 AGAIN_SECONDS = 1.0
+# Exit codes by which SIGTERM ends a process of Ray's, or the command: these ends are not the function's own.
+SIGNAL_CODES = (signal.SIGTERM, 128 + signal.SIGTERM)
 
 
 class LateError(Exception):
     """A call that did not return by its deadline."""
+
+
+class ExitCalledError(Exception):
+    """A call of sys.exit by a function, which would end the command, and as a success if it passes 0."""
 
 
 class _Interrupt(BaseException):
@@ -40,10 +46,15 @@ def call_within(seconds: float, function: Callable[..., T], *arguments: Any) -> 
 
     Raises:
         LateError: it took longer.
+        ExitCalledError: it called sys.exit.
     """
-    if threading.current_thread() is threading.main_thread() and hasattr(signal, "setitimer"):
-        return _interrupted(seconds, function, arguments)
-    return _in_thread(seconds, function, arguments)
+    in_main = threading.current_thread() is threading.main_thread() and hasattr(signal, "setitimer")
+    try:
+        return (_interrupted if in_main else _in_thread)(seconds, function, arguments)
+    except SystemExit as error:
+        if error.code in SIGNAL_CODES:
+            raise
+        raise ExitCalledError(f"called sys.exit({error.code!r}), and must return instead") from error
 
 
 def items_within(seconds: float, function: Callable[[], Iterable[T]]) -> Iterator[T]:
@@ -87,7 +98,9 @@ def failure_reason(error: BaseException) -> str:
     # The exception is the user's own, and may fail too.
     except Exception:  # noqa: BLE001
         text = "(an exception without words)"
-    return one_line(text if isinstance(error, LateError) else f"raised {type(error).__name__}: {text}")
+    return one_line(
+        text if isinstance(error, LateError | ExitCalledError) else f"raised {type(error).__name__}: {text}"
+    )
 
 
 def one_line(text: str) -> str:

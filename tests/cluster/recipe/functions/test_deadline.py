@@ -1,5 +1,6 @@
 import re
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ import pytest
 
 from cluster.errors import UserError
 from cluster.recipe.functions import LateError, call_within, failure_reason, items_within, load, load_function
+from cluster.recipe.functions.deadline import ExitCalledError
 
 
 def _catches_all() -> None:
@@ -48,6 +50,26 @@ def test_what_a_function_returns_or_raises_passes() -> None:
     assert call_within(60, sorted, [2, 1]) == [1, 2]
     with pytest.raises(TimeoutError, match="of its own"):
         call_within(60, fails)
+
+
+@pytest.mark.parametrize("code", [0, None, "no network"])
+def test_a_function_that_calls_exit_fails_and_does_not_end_the_command(code: object) -> None:
+    for within in (call_within, lambda *words: ThreadPoolExecutor(1).submit(call_within, *words).result()):
+        with pytest.raises(ExitCalledError) as caught:
+            within(60, sys.exit, code)
+        assert failure_reason(caught.value) == f"called sys.exit({code!r}), and must return instead"
+
+
+def test_the_exit_of_a_signal_passes_through_a_function() -> None:
+    with pytest.raises(SystemExit):
+        call_within(60, sys.exit, 128 + signal.SIGTERM)
+
+
+def test_a_module_that_calls_exit_when_it_is_imported_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "exiting_module.py").write_text("import sys\nsys.exit()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=r"^reward function exiting_module:f: importing .* called sys\.exit\(None\)"):
+        load_function("exiting_module:f")
 
 
 def test_every_item_of_a_source_has_the_deadline() -> None:
