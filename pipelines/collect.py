@@ -25,6 +25,7 @@ from cluster.run.atomic import write_text
 from cluster.run.folder import RunFolder
 from cluster.run.metrics import read_metrics
 from cluster.run.stages import Result
+from cluster.runtime.plan import make_plan
 from pipelines.collect_answers import (
     STORE_BATCH,
     CollectedPrompts,
@@ -38,11 +39,13 @@ from pipelines.collect_answers import (
 )
 from pipelines.data import rankings
 from pipelines.data.annotators import SyntheticAnnotator, annotator_failures
+from pipelines.data.ask_order import last_reward_model, order_prompts, write_order
 from pipelines.data.call_failures import CallFailedError, CallFailures
 from pipelines.data.feedback.io import storable
 from pipelines.data.live_prompts import choose_live, keep_stored
 from pipelines.data.people_rows import PeopleRows, people_rows, source_figures
 from pipelines.data.rankings import imported_rankings
+from pipelines.reward_model import reward_scorer
 
 # Seconds between two looks for people's rankings.
 POLL_SECONDS = 2.0
@@ -78,6 +81,10 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
         sample_missing(recipe, run, out, database, prompts, weights)
         variety = answer_variety(database, prompts, synthetic, chat.end_ids)
         console.print(variety.sentence())
+        mark, models = round_mark(recipe, weights), last_reward_model(run)
+        order = order_prompts(recipe, database, chat, mark, models, lambda: reward_scorer(recipe, make_plan(recipe)))
+        if order:
+            console.print(order, markup=False, highlight=False, soft_wrap=True)
         failures = annotator_failures(len(prompts.rows), settings.max_failed_rankings)
         if synthetic:
             console.print(
@@ -98,6 +105,8 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
         if live:
             keep_stored(live, database, out)
         excluded = database.excluded()
+        asked = [row for row in database.prompts() if row.id in prompts.rows and row.place is not None]
+        choice = {**write_order(asked, database.judged_prompts(), out), "order": order} if order else {}
     if failures.messages:
         console.print(f"{len(failures.messages)} prompts were left out, the last because {failures.messages[-1]}")
     sampled = read_metrics(out)
@@ -106,6 +115,7 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
         metrics={
             "prompts": len(prompts.rows),
             "prompts_asked_for": settings.prompts,
+            **choice,
             "advice": shortage,
             **({"live_prompts": live.counts} if live else {}),
             "completions": sum(map(len, counts.values())),

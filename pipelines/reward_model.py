@@ -5,7 +5,7 @@ import random
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -24,6 +24,7 @@ from actors.objectives.bradley_terry import BradleyTerryObjective
 from actors.rewards.scorer import ScoreFunction, Scorer, remote_scorer
 from actors.types import reward_scale_file
 from cluster.errors import UserError
+from cluster.feedback import open_feedback
 from cluster.recipe.recipe import Recipe
 from cluster.recipe.training import RewardModel
 from cluster.run.atomic import write_json
@@ -31,6 +32,8 @@ from cluster.run.folder import SCRATCH, RunFolder, fingerprint
 from cluster.run.stages import Result
 from cluster.run.weight_files import weights_fingerprint
 from cluster.runtime.plan import Plan, make_plan
+from pipelines.collect_answers import round_mark
+from pipelines.data.ask_order import RewardModels, order_prompts
 from pipelines.data.rankings import judgement_weight, read_rankings, read_unpaired, require_judgements, sign_of
 from pipelines.evaluate.reward_probes import Row, Score, with_counterexamples
 from pipelines.evaluate.reward_trust import pair_accuracy, reward_model_report
@@ -68,6 +71,7 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
         scores = {name: scores_of_answers(score, rows) for name, rows in parts.items()}
         found = reward_model_report(parts["held_out"], scores["held_out"], score, Chat.of(out), recipe.model.context)
         accuracies = _accuracies(scores_by, members, parts["held_out"]) if len(members) > 1 else []
+        sentence = _order_prompts(recipe, run, out, scores_by)
     _write_normalization(scores["train"], parts["train"], out)
     for folder in out.glob(f"{MEMBER_PREFIX}*/{SCRATCH}"):
         shutil.rmtree(folder)
@@ -80,6 +84,7 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
             "unpaired_held_out": len(unmeasured),
             "by_source": _by_source(parts["held_out"], scores["held_out"]),
             "pair_accuracy": found["accuracy"],
+            **({"order": sentence} if sentence else {}),
             "train_pair_accuracy": pair_accuracy(parts["train"], scores["train"]),
             "trust": found,
             **({"curve": curve} if curve else {}),
@@ -87,6 +92,17 @@ def run(recipe: Recipe, run: RunFolder, out: Path) -> Result:
         },
         weights=_weights(out),
     )
+
+
+def _order_prompts(recipe: Recipe, run: RunFolder, out: Path, scores_by: ScoreFunction) -> str:
+    """Has people asked next what this reward model knows least about, and returns a sentence on that; empty where the
+    recipe does not ask for it."""
+    if recipe.collect.select is None:
+        return ""
+    models = RewardModels(out, _weights(out), None)
+    mark = round_mark(recipe, run.require("sft").weights or "")
+    with open_feedback(run.feedback_url) as database:
+        return order_prompts(recipe, database, Chat.of(run.path("sft")), mark, models, lambda: nullcontext(scores_by))
 
 
 def _train(

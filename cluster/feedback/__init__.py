@@ -2,14 +2,15 @@
 
 `tables` defines the rows and migrates older schemas, `store` opens the database (SQLite or PostgreSQL) and runs
 transactions, `queries` is the class `Feedback` with every query (those on judgements in `judgements`, on annotators in
-`annotators`, on prompts of live traffic in `live`), and `judged` tells which judgements are new. Three modules compute
-figures from rows: `agreement`, of annotators with each other and with themselves; `quality`, the report on agreement;
-and `bradley_terry`, the ratings of models from votes between them.
+`annotators`, on prompts of live traffic in `live`, on the order in which people are asked in `order`), and `judged`
+tells which judgements are new. Three modules compute figures from rows: `agreement`, of annotators with each other and
+with themselves; `quality`, the report on agreement; and `bradley_terry`, the ratings of models from votes between them.
 """
 
 from cluster.feedback.judgements import PeoplesJudgements
 from cluster.feedback.queries import Feedback, FeedbackCounts, open_feedback
 from cluster.feedback.tables import (
+    AT_RANDOM,
     CODE,
     COMPARED,
     GOLD,
@@ -26,6 +27,7 @@ from cluster.feedback.tables import (
 )
 
 __all__ = [
+    "AT_RANDOM",
     "CODE",
     "COMPARED",
     "GOLD",

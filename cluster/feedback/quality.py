@@ -15,6 +15,9 @@ DISPUTED, MAX_ASKED = 10, 200
 def agreement_report(database: Feedback, annotator: str | None = None) -> dict[str, Any]:
     """Returns the agreement of people with each other, with gold items and with themselves.
 
+    Prompts that `collect.select` chose are left out of it, and their rankings counted: it is that on prompts which came
+    at random.
+
     Args:
         database: their judgements.
         annotator: the annotator whose figures to return, beside those of all people together; None for the figures of
@@ -29,18 +32,24 @@ def agreement_report(database: Feedback, annotator: str | None = None) -> dict[s
     # The votes of the compare page are another task.
     ranked = [row for row in judgements if not row.prompt_id.startswith(COMPARED)]
     people = [row for row in ranked if is_person(row.annotator) and row.annotator not in excluded]
+    # Prompts that were chosen because reward models disagree on them are harder than others.
+    chosen = database.chosen_prompts()
+    unbiased = [row for row in people if row.prompt_id not in chosen]
     counts = {
         "rankings": sum(bool(row.ranks) for row in people),
         "all_bad": sum(row.all_bad for row in people),
         "skipped": sum(row.skipped is not None for row in people),
+        "chosen": sum(bool(row.ranks) for row in people) - sum(bool(row.ranks) for row in unbiased),
     }
     # With the excluded people: low reliability is a reason to exclude one.
     persons = [row for row in judgements if is_person(row.annotator) or row.annotator == GOLD]
     return {
         "counts": counts,
-        "agreement": [asdict(row) for row in agreement(people) if row.annotator is None or shown(row.annotator)],
+        "agreement": [asdict(row) for row in agreement(unbiased) if row.annotator is None or shown(row.annotator)],
         "reliability": {
-            row.annotator: asdict(row) for row in reliability(persons, database.repeats()) if shown(row.annotator)
+            row.annotator: asdict(row)
+            for row in reliability(persons, [row for row in database.repeats() if row.prompt_id not in chosen])
+            if shown(row.annotator)
         },
         "excluded": [name for name in excluded if shown(name)],
         "disputed": disputed_prompts(database, people),

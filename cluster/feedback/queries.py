@@ -1,5 +1,5 @@
-"""The queries of the feedback database: those of `judgements`, `annotators` and `live`; here those on prompts, their
-completions, and which prompts are to be judged."""
+"""The queries of the feedback database: those of `judgements`, `annotators`, `live` and `order`; here those on prompts,
+their completions, and which prompts are to be judged."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ from sqlmodel import distinct, func, select
 from cluster.feedback.annotators import AnnotatorQueries
 from cluster.feedback.judgements import JudgementQueries
 from cluster.feedback.live import LiveQueries
+from cluster.feedback.order import OrderQueries
 from cluster.feedback.store import column, open_engine, query_batches
 from cluster.feedback.tables import (
     CODE,
@@ -44,7 +45,7 @@ def open_feedback(url: str) -> "Feedback":
     return Feedback(open_engine(url))
 
 
-class Feedback(JudgementQueries, AnnotatorQueries, LiveQueries):
+class Feedback(JudgementQueries, AnnotatorQueries, LiveQueries, OrderQueries):
     """An open feedback database. Adding is idempotent: a row that exists is not changed."""
 
     def add_prompts(self, prompts: Sequence[FeedbackPrompt]) -> int:
@@ -105,8 +106,8 @@ class Feedback(JudgementQueries, AnnotatorQueries, LiveQueries):
             limit: the most prompts to return.
 
         Returns:
-            prompt ids, and how many people have judged each. Prompts with the newest completions come first, because a
-            stage that waits for judgements waits for these.
+            prompt ids, and how many people have judged each. Prompts that have a place come first, in its order, then
+            those with the newest completions, because a stage that waits for judgements waits for these.
         """
         who = column(Ranking.annotator)
         by_people = column(Ranking.skipped).is_(None) & who.not_like(f"{CODE}%") & (who != GOLD)
@@ -119,12 +120,14 @@ class Feedback(JudgementQueries, AnnotatorQueries, LiveQueries):
         found, name = func.coalesce(judged.c.people, 0), column(Completion.prompt_id)
         query = (
             select(Completion.prompt_id, found)
+            .select_from(Completion)
+            .join(FeedbackPrompt, column(FeedbackPrompt.id) == name)
             .outerjoin(judged, judged.c.prompt_id == Completion.prompt_id)
             .where(name.not_in(_judged_by(annotator)), name.not_in(_judged_by(GOLD)), found < people)
             .where(name.not_like(f"{COMPARED}%"))
-            .group_by(name, judged.c.people)
+            .group_by(name, judged.c.people, column(FeedbackPrompt.place))
             .having(func.count(distinct(column(Completion.text))) >= 2)
-            .order_by(func.max(Completion.id).desc())
+            .order_by(column(FeedbackPrompt.place).asc().nulls_last(), func.max(Completion.id).desc())
             .limit(limit)
         )
         with self._read() as session:

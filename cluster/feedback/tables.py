@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import Connection, Dialect, String, TypeDecorator, UniqueConstraint, inspect, text
 from sqlmodel import JSON, Column, Field, Relationship, SQLModel
 
-SCHEMA_VERSION = 7
+SCHEMA_VERSION = 8
 # Statements that bring schema N to N + 1; they run before new tables are created.
 MIGRATIONS = {
     1: (
@@ -21,6 +21,12 @@ MIGRATIONS = {
     4: (),
     5: ("ALTER TABLE ranking ADD COLUMN save_id VARCHAR",),
     6: (),
+    7: (
+        "ALTER TABLE prompt ADD COLUMN place INTEGER",
+        "ALTER TABLE prompt ADD COLUMN chosen_by VARCHAR",
+        "ALTER TABLE prompt ADD COLUMN chosen_score FLOAT",
+        "ALTER TABLE prompt ADD COLUMN chosen_from VARCHAR",
+    ),
 }
 # Tables whose column `annotator` was called `labeller` up to schema 4.
 RENAMED_COLUMNS = ("ranking", "repeat", "excluded")
@@ -31,6 +37,8 @@ CODE = "code ("
 GOLD = "gold (expected)"
 # Prefix of the ids of prompts that come from the compare page.
 COMPARED = "compare "
+# What a prompt was chosen by that comes in a random place.
+AT_RANDOM = "random"
 # The kind, in their details, of prompts that come from live traffic.
 LIVE = "live"
 
@@ -60,6 +68,10 @@ class FeedbackPrompt(SQLModel, table=True):
         messages: the chat so far, `[{"role": ..., "content": ...}]`.
         details: facts from the recipe's source, such as its kind and the right answer.
         split: train or held_out; pairs belong to the split of their prompt.
+        place: its place in the order in which people are asked; those without one come last.
+        chosen_by: why it has this place: `AT_RANDOM`, or the criterion by which it was chosen; None if nothing chose.
+        chosen_score: the value of the criterion, where it is known.
+        chosen_from: identifies the reward model and the settings that gave it its place.
     """
 
     __tablename__ = "prompt"
@@ -68,6 +80,10 @@ class FeedbackPrompt(SQLModel, table=True):
     messages: list[dict[str, str]] = Field(sa_column=Column(JSON, nullable=False))
     details: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
     split: str = "train"
+    place: int | None = None
+    chosen_by: str | None = None
+    chosen_score: float | None = None
+    chosen_from: str | None = None
     completions: list["Completion"] = Relationship(back_populates="prompt")
 
 

@@ -41,6 +41,22 @@ class ChatSource(Section):
     _one_origin = model_validator(mode="after")(check_origin)
 
 
+class Select(Section):
+    """Which of the sampled prompts people are asked first, once a round has trained a reward model."""
+
+    by: Literal["disagreement", "uncertainty"] = Field(
+        "disagreement",
+        description="disagreement: variance over the members of the reward model of the probability that one answer is "
+        "preferred, mean over pairs of answers (Christiano et al. 2017, section 2.2.4); needs reward.members of 2 or "
+        "more; uncertainty: how near that probability is to one half, p(1 - p), for a reward model of one member too",
+    )
+    random_share: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.25,
+        description="share of the training prompts that come at random, as all held-out ones do, so that people's "
+        "agreement and the reward model's accuracy are measured on prompts that were not chosen",
+    )
+
+
 class Collect(Section):
     """Human feedback: the fine-tuned model answers each prompt several times, and annotators rank the answers."""
 
@@ -71,6 +87,11 @@ class Collect(Section):
         100,
         description="for annotator people: rankings to wait for. Prompts whose answers are all identical do not count",
     )
+    select: Select | None = Field(
+        None,
+        description="have people asked first what teaches most; unset: prompts come at random. A change makes no stage "
+        "anew: it decides what comes next",
+    )
     max_failed_rankings: Annotated[float, Field(ge=0, le=1)] = Field(
         0.05,
         description="for a function as annotator: the largest share of prompts that it may fail on, three times each. "
@@ -83,8 +104,15 @@ class Collect(Section):
         1,
         description="for a function as annotator: how many prompts it is called for side by side. More than 1 pays for "
         "a function that waits, such as for a server: it is called in threads, where timeout_seconds cannot end a "
-        "computation that keeps Python busy, such as a regular expression",
+        "computation that keeps Python busy, such as a regular expression; the calls of an async def function are "
+        "awaited on one event loop, and canceled by timeout_seconds",
     )
     held_out_share: Annotated[float, Field(gt=0, le=0.5)] = Field(
         0.15, description="share of the prompts whose rankings test the reward model instead of training it"
     )
+
+    @model_validator(mode="after")
+    def _something_to_select(self) -> "Collect":
+        if self.select and self.annotator == "imported":
+            raise ValueError("select chooses what people are asked, and annotator imported asks nobody: remove one")
+        return self

@@ -93,6 +93,15 @@ class Recipe(Section):
             raise ValueError("rlhf.pretrain_mix needs text to mix in: add corpus.sources, or set it to 0")
         return self
 
+    @model_validator(mode="after")
+    def _members_can_disagree(self) -> "Recipe":
+        if self.collect.select and self.collect.select.by == "disagreement" and self.reward.members < 2:
+            raise ValueError(
+                "collect.select.by disagreement needs reward models that can differ: set reward.members to 2 or more, "
+                "or collect.select.by to uncertainty"
+            )
+        return self
+
     @property
     def folder(self) -> Path:
         """The absolute path of the run's folder."""

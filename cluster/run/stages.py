@@ -37,6 +37,7 @@ EXECUTION_KEYS: dict[str, Any] = {
             "max_failed_gradings",
             "timeout_seconds",
             "at_once",
+            "select",
             "samples",
             "sample_tokens",
             "trackers",

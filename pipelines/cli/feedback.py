@@ -103,6 +103,8 @@ def show_agreement(run: RunOption) -> None:
         own = found["reliability"].get(name, {})
         table.add_row(f"{name} (excluded)", "", "", "", _interval(own.get("gold")), _interval(own.get("consistency")))
     Console().print(table)
+    if left_out := found["counts"]["chosen"]:
+        print(f"{left_out} rankings of prompts that collect.select chose are left out: these are harder than others")
 
 
 @exchange.command("import")

@@ -30,7 +30,7 @@ StageRow = tuple[Stage, StageOutcome, float]
 # The most figures of a stage in the summary.
 MAX_FIGURES = 6
 # Metrics in words, which are printed below the summary.
-REMARKS = ("stopped", "failures", "advice")
+REMARKS = ("stopped", "failures", "advice", "order")
 
 
 def run_stages(recipe: Recipe, stages: tuple[Stage, ...], serve_at: tuple[str, int] | None) -> None:
@@ -165,6 +165,13 @@ def print_resource_plan(recipe: Recipe) -> None:
     check_sources(recipe)
     check_chats(recipe)
     print_sources(recipe, console)
+    if recipe.collect.select:
+        # Imported late: it brings torch.
+        from pipelines.data.ask_order import last_reward_model, order_sentence, why_random
+
+        settings, models = recipe.collect.select, last_reward_model(RunFolder(recipe.folder))
+        line = order_sentence(settings, models, why_random(settings, models))
+        console.print(f"collect.select: {line}", soft_wrap=True, markup=False, highlight=False)
 
 
 def keep_recipe(recipe: Recipe, run: RunFolder) -> None:

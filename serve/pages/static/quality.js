@@ -41,12 +41,14 @@ function showAdvice({ agreement, reliability, disputed }) {
   }));
 }
 
+const chosen = (counts) => (counts.chosen ? ` ${counts.chosen} of the rankings are of prompts that collect.select chose: the agreement leaves them out, and is that on prompts which came at random.` : "");
+
 async function load() {
   try {
     const found = await ask("/label/agreement"), { counts, agreement, reliability, excluded } = found;
     showAdvice(found);
     const none = agreement[0].shared ? "" : " No prompt has been ranked by two people yet, so there is no agreement to show.";
-    byId("counts").textContent = `${counts.rankings} rankings; besides, ${counts.all_bad} times all answers were bad and ${counts.skipped} prompts were skipped.${none}`;
+    byId("counts").textContent = `${counts.rankings} rankings; besides, ${counts.all_bad} times all answers were bad and ${counts.skipped} prompts were skipped.${chosen(counts)}${none}`;
     byId("rows").replaceChildren(...agreement.map((found) => row(found, reliability[found.annotator])),
       ...excluded.map((name) => excludedRow(name, reliability[name])));
     byId("figures").hidden = false;
