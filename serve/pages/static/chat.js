@@ -241,6 +241,41 @@ byId("settings-button").addEventListener("click", (event) => {
   event.currentTarget.setAttribute("aria-expanded", String(open));
   if (open) byId(isChat() ? "system" : "temperature").focus();
 });
+// Another tab has changed the stored chats. What it has added to the chat that is shown here appears as soon as neither tab
+// is writing an answer in it.
+function noticeOtherTab() {
+  if (!chat?.turns.length || chat.forgotten) return;
+  const theirs = pastChats().find((one) => one.id === chat.id);
+  if (!theirs) {
+    chat.forgotten = true;
+    byId("hint").textContent = byId("status").textContent = "This chat was deleted in another tab: it stays here until you leave it, and is not kept.";
+    return;
+  }
+  if (theirs.save === chat.save || running) return;
+  const known = new Set(chat.turns.filter(isOpen).map((turn) => turn.id));
+  if (theirs.turns.some((turn) => isOpen(turn) && !known.has(turn.id))) {
+    byId("hint").textContent = byId("status").textContent = "Another tab is writing in this chat. Its answer appears here when it is complete; what you send before that begins a branch.";
+    return;
+  }
+  const { beside } = takeOver(chat, theirs);
+  chat.save = theirs.save;
+  takenOver.set(chat, beside);
+  if (!log.querySelector("form.edit")) showTakenOver();
+}
+
+function showTakenOver() {
+  const at = document.activeElement, place = isAtEnd() ? null : byId("scroll").scrollTop;
+  show(chat, place);
+  tellOfBranches(chat);
+  if (at?.isConnected) at.focus({ preventScroll: true });
+}
+
+function tellOfBranches(where) {
+  if (takenOver.get(where)) byId("hint").textContent = byId("status").textContent = "This chat went on in another tab too. Both are kept as versions: ‹ and › turn to the other one.";
+  takenOver.delete(where);
+}
+window.addEventListener("storage", (event) => { if (event.key === HISTORY || event.key === null) noticeOtherTab(); });
+
 // A link, the way back, or a bookmark.
 window.addEventListener("hashchange", () => { if (chat && idInAddress() !== (chat.turns.length ? chat.id : "")) openAddress(); });
 const leave = () => { saveView(); if (running && chat) keepChat(chat); };

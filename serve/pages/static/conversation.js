@@ -1,9 +1,9 @@
 "use strict";
 // A conversation as a tree: several answers to one question are its versions, and an edited question begins a branch.
 //
-// A chat is {id, model, turns, chosen, time}. No turn is ever removed from `turns`, so that its index names it. A turn is
-// {role, text, parent, chosen}: the index of the turn before it, -1 for the first ones, and of the one that is shown after
-// it. Where a question has answers of which none is chosen, they are shown side by side. An answer also has {who,
+// A chat is {id, model, turns, chosen, time, save}; `save` names its last change in the storage. No turn is ever removed from `turns`, so that its index names it. A turn is
+// {id, at, role, text, parent, chosen}: an id of its own, which stays the same in every tab, when it was begun, the index of
+// the turn before it, -1 for the first ones, and of the one that is shown after it. Where a question has answers of which none is chosen, they are shown side by side. An answer also has {who,
 // continued, end, error, tokens, seconds, request, weights, system, first, good}; `first` is the depth, in the line of turns
 // that leads to it, of the first turn that the model was sent.
 const freshChat = (model) => ({ id: newId(), model, turns: [] });
@@ -12,6 +12,8 @@ const freshChat = (model) => ({ id: newId(), model, turns: [] });
 function restoredChat(stored) {
   const chat = { ...stored, turns: stored.turns.map((turn) => ({ ...turn })) };
   for (const [index, turn] of chat.turns.entries()) {
+    // Turns of before they had ids are the first ones, in every tab.
+    turn.id ??= `turn ${index}`;
     if (turn.parent !== undefined) continue;
     turn.parent = index - 1;
     turnBefore(chat, index).chosen = index;
@@ -22,12 +24,44 @@ function restoredChat(stored) {
 // The turn before another one. Before the first ones that is the chat itself: it says which of them is shown.
 const turnBefore = (chat, index) => chat.turns[chat.turns[index].parent] ?? chat;
 
-const turnsAfter = (chat, parent) => [...chat.turns.keys()].filter((index) => chat.turns[index].parent === parent);
+// In the order in which they were begun, in whichever tab.
+const turnsAfter = (chat, parent) => [...chat.turns.keys()].filter((index) => chat.turns[index].parent === parent)
+  .sort((one, other) => (chat.turns[one].at ?? 0) - (chat.turns[other].at ?? 0));
 
 function addedTurn(chat, turn) {
+  turn.id ??= newId();
+  turn.at ??= Date.now();
   const index = chat.turns.push(turn) - 1;
   turnBefore(chat, index).chosen = index;
   return index;
+}
+
+// Whether an answer is being written, or was not completed because its page was left.
+const INTERRUPTED = "The answer was interrupted.";
+const isOpen = (turn) => turn.error === INTERRUPTED;
+
+// Takes over the turns that another tab has added to the same chat, as branches, and the answers that it has completed; what
+// this tab shows stays chosen. Returns whether any turn is new, and whether any of those stands beside one of this tab's.
+function takeOver(chat, stored) {
+  const other = restoredChat(stored), known = new Map(chat.turns.map((turn, index) => [turn.id, index])), places = [];
+  let added = false, beside = false;
+  for (const turn of other.turns) {
+    const parent = turn.parent < 0 ? -1 : places[turn.parent], mine = chat.turns[known.get(turn.id)];
+    if (mine) {
+      // Only one tab writes an answer; the others have what it had stored before.
+      const isAhead = !isOpen(turn) || turn.text.length > mine.text.length;
+      if (isOpen(mine) && isAhead) Object.assign(mine, turn, { parent: mine.parent, chosen: mine.chosen });
+      else mine.good = turn.good;
+      places.push(known.get(turn.id));
+      continue;
+    }
+    const after = turnsAfter(chat, parent), before = chat.turns[parent] ?? chat;
+    places.push(chat.turns.push({ ...turn, parent, chosen: undefined }) - 1);
+    added = true;
+    beside ||= after.length > 0;
+    if (!after.length) before.chosen = places.at(-1);
+  }
+  return { added, beside };
 }
 
 // The indices of the turns that are shown, in order.

@@ -16,17 +16,27 @@ function keepChats(chats) {
   keepViews(stored(VIEWS, {}));
 }
 
+// Chats that have turns of another tab which are not shown yet -> whether any of these stands beside one of this tab's.
+const takenOver = new WeakMap();
+
 // Stores a chat, as the newest one if something was written in it. One that was deleted stays so.
+//
+// What another tab has written to the same chat meanwhile is taken over first: no tab overwrites what another one wrote.
 function keepChat(chat, written = true) {
   if (chat.forgotten) return;
   const chats = pastChats(), place = chats.findIndex((one) => one.id === chat.id);
+  if (place >= 0 && chats[place].save !== chat.save) {
+    const { added, beside } = takeOver(chat, chats[place]);
+    if (added) takenOver.set(chat, beside || (takenOver.get(chat) ?? false));
+  }
+  if (written || place >= 0) chat.save = newId();
   if (written) keepChats([{ ...chat, time: Date.now() }, ...chats.filter((one) => one.id !== chat.id)]);
   else if (place >= 0) keepChats(chats.with(place, { ...chat, time: chats[place].time }));
 }
 
 // Stores the thumb of one turn; a chat that was deleted meanwhile stays deleted.
-const keepThumb = (id, index, good) => keepChats(pastChats().map((chat) =>
-  (chat.id === id ? { ...chat, turns: chat.turns.map((turn, at) => (at === index ? { ...turn, good } : turn)) } : chat)));
+const keepThumb = (id, turnId, good) => keepChats(pastChats().map(restoredChat).map((chat) =>
+  (chat.id === id ? { ...chat, save: newId(), turns: chat.turns.map((turn) => (turn.id === turnId ? { ...turn, good } : turn)) } : chat)));
 
 const forgetChat = (id) => keepChats(pastChats().filter((one) => one.id !== id));
 

@@ -1,6 +1,6 @@
 "use strict";
 // Asks models for answers, and writes these into the chat while they are streamed.
-const KEEP_EVERY_MS = 1_000, INTERRUPTED = "The answer was interrupted.";
+const KEEP_EVERY_MS = 1_000;
 let running = null;              // the AbortController of the answers being written
 const beingWritten = new Set();  // their turns
 
@@ -58,8 +58,9 @@ function rating(where, index) {
     }
     record.good = good;
     // The chat may have been left, or left and opened again, before the server answered.
-    keepThumb(where.id, index, good);
-    if (chat.id === where.id) chat.turns[index].good = good;
+    keepThumb(where.id, record.id, good);
+    const shown = chat.id === where.id && chat.turns.find((turn) => turn.id === record.id);
+    if (shown) shown.good = good;
     byId("status").textContent = good === null ? "Taken back." : `Stored as a ${good ? "good" : "poor"} answer, thank you.`;
     return true;
   };
@@ -112,6 +113,7 @@ async function answer(where, question, names) {
   byId("status").textContent = records.length > 1 ? `${records.length} models are writing.` : "The model is writing.";
   keepChat(where);
   show(where);
+  tellOfBranches(where);
   const keeping = setInterval(() => keepChat(where), KEEP_EVERY_MS);
   await Promise.all(records.map((record) => write(where, record, control.signal)));
   clearInterval(keeping);
@@ -120,6 +122,7 @@ async function answer(where, question, names) {
   if (running !== control) return;
   running = null;
   send.hidden = false; stopButton.hidden = true; model.disabled = false;
+  if (chat === where && takenOver.has(where)) showTakenOver();
   allowActs();
   input.focus({ preventScroll: true });
 }

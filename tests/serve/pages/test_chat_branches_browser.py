@@ -159,3 +159,67 @@ def test_all_models_answer_side_by_side_and_one_goes_on(browser: "api.Browser", 
         expect_said(page, "Peru?", "It is Lima.", "And then?", "It is Lima.")
         page.get_by_role("button", name="Show the versions side by side").click()
         expect_said(page, "Peru?", *said)
+
+
+def other_tab(page: "api.Page") -> "api.Page":
+    """Opens the page's address in another tab of the same browser."""
+    tab = page.context.new_page()
+    tab.goto(page.url)
+    set_up(tab)
+    return tab
+
+
+def test_a_tab_shows_what_another_one_added_to_its_chat_and_goes_on_from_there(
+    browser: "api.Browser", url: str
+) -> None:
+    with chatting(browser, url) as page:
+        send(page, "Peru?")
+        expect_said(page, "Peru?", "It is Lima.")
+        page.get_by_role("button", name="Copy this answer").wait_for()
+        tab = other_tab(page)
+        expect_said(tab, "Peru?", "It is Lima.")
+        page.get_by_label("Message").fill("A draft")
+        send(tab, "And then?")
+        said = ["Peru?", "It is Lima.", "And then?", "It is Lima."]
+        expect_said(tab, *said)
+        expect_said(page, *said)
+        api.expect(page.get_by_label("Message")).to_have_value("A draft")
+        page.get_by_label("Message").press("Enter")
+        expect_said(page, *said, "A draft", "It is Lima.")
+        expect_said(tab, *said, "A draft", "It is Lima.")
+        # What one tab deletes, the other does not bring back.
+        tab.get_by_role("button", name="History").click()
+        tab.get_by_role("button", name="Delete Peru?").click()
+        page.get_by_text("This chat was deleted in another tab").first.wait_for()
+        send(page, "Still here?")
+        expect_said(page, *said, "A draft", "It is Lima.", "Still here?", "It is Lima.")
+        assert page.evaluate("localStorage.getItem('triptych chats')") == "[]"
+
+
+def test_two_tabs_that_write_at_once_keep_both_as_branches_and_say_so(browser: "api.Browser", url: str) -> None:
+    with chatting(browser, url) as page:
+        send(page, "Peru?")
+        page.get_by_role("button", name="Copy this answer").wait_for()
+        tab = other_tab(page)
+        page.get_by_label("Model").select_option("slow")
+        send(page, "From the first tab")
+        expect_said(page, "Peru?", "It is Lima.", "From the first tab", re.compile("again again"))
+        tab.get_by_text("Another tab is writing in this chat").first.wait_for()
+        send(tab, "From the second tab")
+        expect_said(tab, "Peru?", "It is Lima.", "From the second tab", "It is Lima.")
+        told = "This chat went on in another tab too. Both are kept as versions"
+        tab.get_by_text(told).first.wait_for()
+        page.keyboard.press("Escape")
+        page.get_by_text(told).first.wait_for()
+        for own in (page, tab):
+            questions = own.get_by_role("log").locator(".turn.user")
+            api.expect(questions).to_have_count(2)
+            api.expect(questions.nth(1)).to_contain_text("2 of 2" if own is tab else "1 of 2")
+        page.get_by_role("button", name="Later version").click()
+        expect_said(page, "Peru?", "It is Lima.", "From the second tab", "It is Lima.")
+        # Nothing is lost in what is stored, whichever tab stored last.
+        page.reload()
+        expect_said(page, "Peru?", "It is Lima.", "From the second tab", "It is Lima.")
+        page.get_by_role("button", name="Earlier version").click()
+        expect_said(page, "Peru?", "It is Lima.", "From the first tab", re.compile("again again"))
+        page.get_by_text("stopped").wait_for()
