@@ -123,11 +123,12 @@ def replace(text: str, kinds: Sequence[PersonalData]) -> tuple[str, dict[Persona
 
 def replace_in_all(texts: Sequence[str], kinds: Sequence[PersonalData]) -> tuple[list[str], dict[PersonalData, int]]:
     """Replaces personal data as `replace` does in the parts of one document: equal values in different parts get the
-    same placeholder. A record separator (U+001E) in a part becomes a space."""
+    same placeholder. Parts without any are returned as they are; beside some, a record separator (U+001E) becomes a
+    space."""
     # No value reaches across a line break.
     separator = "\n\x1e\n"
     text, found = replace(separator.join(one.replace("\x1e", " ") for one in texts), kinds)
-    return text.split(separator) if texts else [], found
+    return text.split(separator) if found else list(texts), found
 
 
 def find(text: str, kind: PersonalData) -> Iterator[tuple[int, int]]:

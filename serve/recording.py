@@ -22,7 +22,7 @@ logger = logging.getLogger("ray.serve")
 
 # A client's word on whether its prompt may be stored: yes or no.
 CONSENT_HEADER = "X-Triptych-Record"
-# Set on the response to a request whose prompt is stored.
+# Set on the response to a request whose prompt waits to be stored. The response does not wait for the database.
 RECORDED_HEADER = "X-Triptych-Recorded"
 DAY_SECONDS = 24 * 60 * 60.0
 # How often expired prompts are looked for.
@@ -62,7 +62,7 @@ class Recorder:
             endpoint: the endpoint; prompts of chats alone are stored.
             body: the request.
             consent: the value of its `CONSENT_HEADER`; empty without one.
-            context: gets the header that tells the client.
+            context: gets the header that tells the client that it is to be stored.
         """
         if not self._may_store(consent, context):
             return
@@ -73,7 +73,7 @@ class Recorder:
         if len(self._storing) >= MAX_WAITING:
             self._metrics.recorded.labels("too many at once").inc()
             return
-        context.headers[RECORDED_HEADER] = f"for {self._settings.days:g} days"
+        context.headers[RECORDED_HEADER] = f"to be stored for {self._settings.days:g} days"
         task = asyncio.create_task(self._store(messages, context))
         self._storing.add(task)
         task.add_done_callback(self._storing.discard)

@@ -19,6 +19,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from cluster.feedback import COMPARED, Completion, Feedback, FeedbackPrompt, Ranking, is_person
 from cluster.feedback.bradley_terry import Vote, ratings
+from cluster.feedback.live import KINDS
+from cluster.personal_data import replace_in_all
 from cluster.recipe.serve import CANARY
 from serve.errors import RequestError
 from serve.http.auth import annotator_dependency
@@ -239,12 +241,14 @@ async def _events(
         yield _event(error="a model cannot answer just now; try again")
         return
     name = f"{COMPARED}{secrets.token_hex(16)}"
-    messages = [{"role": "user", "content": prompt}]
+    # As in prompts of live traffic: the page goes on showing what was written.
+    (asked, *answers), _ = await asyncio.to_thread(replace_in_all, [prompt, *texts], KINDS)
+    messages = [{"role": "user", "content": asked}]
     completions = [
         Completion(
             prompt_id=name,
             index=side,
-            text=texts[side],
+            text=answers[side],
             token_ids=[],
             model=chosen[side].model,
             weights=weights.get(chosen[side].model) or "",

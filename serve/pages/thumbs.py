@@ -1,4 +1,7 @@
-"""The route for thumbs: a person's opinion of an answer on the chat page, stored in the feedback database."""
+"""The route for thumbs: a person's opinion of an answer on the chat page, stored in the feedback database.
+
+Personal data in the conversation is replaced before, as it is in the prompts of live traffic.
+"""
 
 from collections.abc import Container
 from typing import Literal
@@ -7,6 +10,8 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from cluster.feedback import Feedback, Thumb
+from cluster.feedback.live import KINDS
+from cluster.personal_data import replace_in_all
 from serve.errors import RequestError
 
 MAX_TEXT = 100_000
@@ -51,7 +56,12 @@ def thumbs_router(database: Feedback, models: Container[str]) -> APIRouter:
         if body.good is None:
             database.remove_thumb(body.request, caller)
         else:
-            database.save_thumb(Thumb(**body.model_dump(), caller=caller))
+            given = body.model_dump()
+            texts = [*(message["content"] for message in given["messages"]), given["answer"]]
+            # A value that the answer repeats has the placeholder that it has in the question.
+            (*contents, answer), _ = replace_in_all(texts, KINDS)
+            messages = [{**message, "content": text} for message, text in zip(given["messages"], contents, strict=True)]
+            database.save_thumb(Thumb(**{**given, "messages": messages, "answer": answer}, caller=caller))
         return Response(status_code=204)
 
     return router

@@ -100,7 +100,7 @@ async def test_personal_data_is_replaced_and_only_answered_chats_are_stored(tmp_
         async with asking(tmp_path, sqlite_url, "all") as client:
             assert "stores what you send for 2 days" in (await client.get("/")).text
             whole = await client.post(CHAT, json={"model": "parrot", "messages": turns}, headers={"X-Request-Id": "r1"})
-            assert whole.headers["X-Triptych-Recorded"] == "for 2 days"
+            assert whole.headers["X-Triptych-Recorded"] == "to be stored for 2 days"
             for path, body in (
                 (CHAT, chat("never answered") | {"model": "nobody"}),
                 (CHAT, chat("fail")),
@@ -125,6 +125,27 @@ async def test_personal_data_is_replaced_and_only_answered_chats_are_stored(tmp_
             "Hello <EMAIL_1>.",
             "Write to <EMAIL_2>, call <PHONE_1>.",
         ]
+    assert not is_in_files(b"example.org", tmp_path)
+
+
+async def test_personal_data_in_what_a_thumb_is_of_is_replaced_whatever_is_recorded(
+    tmp_path: Path, sqlite_url: str
+) -> None:
+    turns = [
+        {"role": "system", "content": "You speak to ann@example.org."},
+        {"role": "user", "content": "Call +1 202-555-0143 for me, and write to bob@example.org."},
+    ]
+    thumb = {"request": "r1", "model": "parrot", "messages": turns, "answer": "Wrote to bob@example.org.", "good": True}
+    with open_feedback(sqlite_url) as database:
+        async with asking(tmp_path, sqlite_url, "off") as client:
+            for good in (True, False):
+                assert (await client.post("/thumbs", json=thumb | {"good": good})).status_code == 204
+        (row,) = database.thumbs()
+        assert [message["content"] for message in row.messages] == [
+            "You speak to <EMAIL_1>.",
+            "Call <PHONE_1> for me, and write to <EMAIL_2>.",
+        ]
+        assert (row.answer, row.good) == ("Wrote to <EMAIL_2>.", False)
     assert not is_in_files(b"example.org", tmp_path)
 
 

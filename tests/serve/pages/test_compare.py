@@ -204,3 +204,23 @@ def test_two_served_models_answer_side_by_side(server: Server) -> None:
         assert [row.text for row in sorted(prompt.completions, key=lambda row: row.index)] == [
             "".join(piece["text"] for piece in pieces if piece["side"] == side) for side in (0, 1)
         ]
+
+
+def test_personal_data_of_a_comparison_is_replaced_before_it_is_stored(database: Feedback, tmp_path: Path) -> None:
+    http, headers = client(database, Scripted("alpha", "Write to ann@example.org"), POOR), signed_in(database, "ann")
+    body = {"prompt": "I am ann@example.org, who are you?", "sides": 2}
+    reply = http.post("/compare/answers", json=body, headers=headers)
+    # Who asked sees what was written.
+    assert "ann@example.org" in reply.text
+    (stored,) = database.prompts(prefix=COMPARED)
+    assert [one["content"] for one in stored.messages] == ["I am <EMAIL_1>, who are you?"]
+    assert sorted(one.text.strip() for one in stored.completions) == ["Write to <EMAIL_1>", "poor"]
+    assert not any(b"ann@example.org" in path.read_bytes() for path in tmp_path.glob("feedback.db*"))
+
+
+def test_a_comparison_without_personal_data_is_stored_as_it_was_written(database: Feedback) -> None:
+    odd = "one\x1etwo\u2028three"
+    http = client(database, Scripted("alpha", odd), Scripted("beta", odd))
+    ask(http, signed_in(database, "ann"))
+    (stored,) = database.prompts(prefix=COMPARED)
+    assert [one.text.strip() for one in stored.completions] == [odd, odd]
