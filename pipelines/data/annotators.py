@@ -10,7 +10,15 @@ from typing import Any, TypeVar
 from cluster.errors import StageError, UserError
 from cluster.feedback import CODE
 from cluster.recipe.base import Call
-from cluster.recipe.functions import LateError, call_within, failure_reason, in_order, load_function
+from cluster.recipe.functions import (
+    CoroutineCaller,
+    LateError,
+    call_within,
+    failure_reason,
+    in_order,
+    is_coroutine_function,
+    load_function,
+)
 from pipelines.data.call_failures import ATTEMPTS, CallFailedError, CallFailures
 
 T = TypeVar("T")
@@ -44,7 +52,7 @@ class _WrongResult(Exception):
 
 # The signature of the recipe's function: (prompt, answers, chance, **arguments) -> ranks, or a GradedRanking. `prompt`
 # holds the fields of the prompt's row; `chance` is the only source of randomness to use, so that rankings can be
-# repeated.
+# repeated. It may be a coroutine function.
 Annotator = Callable[[Mapping[str, Any], Sequence[JudgedAnswer], random.Random], GradedRanking | Sequence[int]]
 
 
@@ -57,12 +65,14 @@ class SyntheticAnnotator:
         function: ranks.
         seconds: the most for one call.
         at_once: how many prompts it judges side by side.
+        coroutines: awaits its calls if it is a coroutine function; None if it is a plain one.
     """
 
     name: str
     function: Annotator
     seconds: float = 60.0
     at_once: int = 1
+    coroutines: CoroutineCaller | None = None
 
     @classmethod
     def of(cls, call: Call, seconds: float = 60.0, at_once: int = 1) -> "SyntheticAnnotator":
@@ -72,8 +82,10 @@ class SyntheticAnnotator:
             UserError: the function cannot be loaded.
         """
         arguments = "".join(f" {name}={value}" for name, value in sorted(call.arguments.items()))
-        function = partial(load_function(call.function, "annotator"), **call.arguments)
-        return cls(f"{CODE}{call.function}{arguments})", function, seconds, at_once)
+        found = load_function(call.function, "annotator")
+        function = partial(found, **call.arguments)
+        coroutines = CoroutineCaller(function) if is_coroutine_function(found) else None
+        return cls(f"{CODE}{call.function}{arguments})", function, seconds, at_once, coroutines)
 
     def each(self, judge: Callable[[T], R], items: Iterable[T]) -> Iterator[R | CallFailedError]:
         """Calls `judge`, which asks this annotator, for `at_once` items side by side, and yields what it returns, or
@@ -125,8 +137,7 @@ class SyntheticAnnotator:
         """
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                ranking = call_within(self.seconds, self.function, prompt, answers, random.Random(seed))
-                return _checked(ranking, len(answers))
+                return _checked(self._called(prompt, answers, random.Random(seed)), len(answers))
             # A user's function may raise anything.
             except Exception as error:
                 late = isinstance(error, LateError)
@@ -137,6 +148,11 @@ class SyntheticAnnotator:
                         f"the annotator {own} cannot judge the prompt {name[:80]!r}: {words}", late
                     ) from error
         raise AssertionError("the last attempt returns or raises")
+
+    def _called(self, *arguments: Any) -> Any:
+        if self.coroutines:
+            return self.coroutines.call(self.seconds, *arguments)
+        return call_within(self.seconds, self.function, *arguments)
 
 
 def annotator_failures(prompts: int, limit: float) -> CallFailures:

@@ -1,5 +1,7 @@
 """Annotators that are functions: the ranks that they may return, and how often they may fail."""
 
+import asyncio
+import gc
 import json
 import random
 import re
@@ -186,3 +188,63 @@ def test_a_regular_expression_that_does_not_end_is_late() -> None:
     own = SyntheticAnnotator.of(Call(function=f"{__name__}:lost"), 0.2)
     with pytest.raises(UserError, match=r"'p': it took longer than 0.2 s"):
         own.check({"p": {}})
+
+
+async def slow_client(
+    prompt: Mapping[str, Any], answers: Sequence[JudgedAnswer], chance: random.Random, seconds: float
+) -> list[int]:
+    """Ranks after a wait; of the prompts 3 and 7 the wait is too long, and 5 cannot be ranked."""
+    number = int(prompt["id"])
+    await asyncio.sleep(60 if number in (3, 7) else seconds)
+    if number == 5:
+        raise ConnectionError("the line is busy")
+    return by_length(prompt, answers, chance)
+
+
+def test_a_coroutine_function_is_awaited_for_many_prompts_at_once_each_with_its_deadline() -> None:
+    name = f"{__name__}:slow_client"
+    own = SyntheticAnnotator.of(Call(function=name, arguments={"seconds": 0.2}), seconds=2.0, at_once=16)
+    prompts = {f"p{number}": {"id": str(number)} for number in range(32)}
+    answers = [JudgedAnswer("long one", True), JudgedAnswer("short", True)]
+    begin = time.monotonic()
+    found = list(own.each(lambda one: own.judge(one, prompts[one], answers, "seed"), prompts))
+    # One after another the waits of those that succeed alone are 5.8 s, and each late one takes 2 s more.
+    assert time.monotonic() - begin < 8
+    failed = {number: one for number, one in enumerate(found) if isinstance(one, CallFailedError)}
+    assert sorted(failed) == [3, 5, 7]
+    assert [failed[number].late for number in (3, 5, 7)] == [True, False, True]
+    assert str(failed[3]).endswith("cannot judge the prompt 'p3': it took longer than 2 s")
+    assert str(failed[5]).endswith("it raised ConnectionError: the line is busy")
+    assert all(one.ranks == [2, 1] for one in found if not isinstance(one, CallFailedError))
+    with pytest.raises(UserError, match=r"\(tried 3 times; 2 of 32 prompts failed.*allows 5%\)"):
+        own.check(prompts, max_failed=0.05)
+    own.check(prompts, max_failed=0.1)
+
+
+async def blocks(prompt: Mapping[str, Any], answers: Sequence[JudgedAnswer], chance: random.Random) -> list[int]:
+    """Ranks after a short wait; of the prompt 2 it keeps the event loop busy."""
+    if prompt["id"] == "2":
+        time.sleep(30)
+    await asyncio.sleep(0.1)
+    return [1] * len(answers)
+
+
+@pytest.mark.parametrize("at_once", [1, 8])
+def test_a_coroutine_function_that_blocks_on_one_prompt_is_late_there_alone(at_once: int) -> None:
+    own = SyntheticAnnotator.of(Call(function=f"{__name__}:blocks"), seconds=1.0, at_once=at_once)
+    prompts = {f"p{number}": {"id": str(number)} for number in range(12)}
+    answers = [JudgedAnswer("a", True), JudgedAnswer("b", True)]
+    found = list(own.each(lambda one: own.judge(one, prompts[one], answers, "seed"), prompts))
+    assert [number for number, one in enumerate(found) if isinstance(one, CallFailedError)] == [2]
+    assert "took longer than 1 s" in str(found[2])
+
+
+def test_the_event_loop_ends_with_its_annotator() -> None:
+    others = set(threading.enumerate())
+    own = SyntheticAnnotator.of(Call(function=f"{__name__}:blocks"))
+    own.judge("p1", {"id": "1"}, [JudgedAnswer("a", True), JudgedAnswer("b", True)], "seed")
+    (thread,) = [one for one in threading.enumerate() if one not in others]
+    del own
+    gc.collect()
+    thread.join(10)
+    assert not thread.is_alive()
