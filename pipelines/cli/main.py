@@ -19,7 +19,7 @@ from cluster.run.layout import OPTIONAL_STAGES, STAGES, Stage, stage_of, stages_
 from cluster.run.server_client import server_file
 from cluster.runtime.plan import make_plan, resources_here
 from cluster.runtime.session import check_address, collect_garbage_rarely, connect, require_free_port
-from pipelines.cli import evaluate, experiment, export, feedback, keys, rounds, score, status, versions
+from pipelines.cli import evaluate, experiment, export, feedback, keys, rounds, score, start, status, versions
 from pipelines.cli.stage_runner import connect_for, print_resource_plan, run_stages, serve_run
 
 app = typer.Typer(
@@ -75,6 +75,9 @@ def run(
     if serve and not loaded.cluster.is_elsewhere:
         require_free_port(*address)
     run_stages(loaded, stages_of(loaded), address if serve else None)
+
+
+app.command("init", rich_help_panel=RUNNING)(start.init)
 
 
 def _add_stage_command(stage: Stage) -> None:
