@@ -301,6 +301,8 @@ def main(arguments: list[str] | None = None) -> None:
             message = (
                 f"{message.rstrip('.')}: `triptych --help` lists the commands, and `triptych doctor` the state of runs"
             )
+        elif message and (context := getattr(error, "ctx", None)):
+            message = f"{message.rstrip('.')}: see `{context.command_path} --help`"
         print(f"triptych: {message or 'name a command; they are listed above'}", file=sys.stderr)
         code = error.exit_code
     except KeyboardInterrupt:

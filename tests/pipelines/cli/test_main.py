@@ -70,7 +70,8 @@ def tree(folder: Path) -> str:
         (["feedback", "forget", "--run", ".", "--text="], "the value of --text is empty"),
         (["label", "long" * 200], "longlong…: File name too long: name another place"),
         (["cook"], "No such command 'cook': `triptych --help` lists the commands"),
-        (["run"], "Missing argument 'RECIPE'"),
+        (["run"], "Missing argument 'RECIPE': see `triptych run --help`"),
+        (["doctor", "run"], "unexpected extra argument(s) (run): see `triptych doctor --help`"),
         (["run", "recipe.yaml", "--prot", "1"], "No such option: --prot"),
     ],
 )
