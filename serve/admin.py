@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.concurrency import run_in_threadpool
 
 from cluster.errors import UserError
 from cluster.feedback import Feedback
@@ -15,6 +16,7 @@ from cluster.run.versions import Versions
 from serve.errors import RequestError
 from serve.http.request_context import RequestContext, json_body
 from serve.promotions import Action
+from serve.replica.adapter_versions import AdapterVersions
 from serve.replica.autoscaling import ReplicaStates
 
 # The same as `Promotions.change`, which may be in another gateway.
@@ -67,9 +69,21 @@ def admin_router(
             message = f"name the model in the field `model`; served are {', '.join(models)}"
             raise RequestError(404, message, "NotFoundError", "model")
         if name not in stores:
-            message = f"{name} is an adapter, which has no versions: start the server again to serve another one"
-            raise RequestError(409, message, "ConflictError", "model")
+            raise RequestError(409, f"{name} has no versions", "ConflictError", "model")
         return name
+
+    def keep_adapter(name: str, folder: Any) -> str:
+        """Keeps the adapter that lies in a folder as a version, and returns the version."""
+        store = stores[name]
+        if not isinstance(store, AdapterVersions):
+            message = f"{name} is no adapter of the recipe's serve.adapters; a model's weights come from its stage"
+            raise RequestError(400, message, param="adapter")
+        if not isinstance(folder, str) or not Path(folder).is_absolute():
+            raise RequestError(400, "`adapter` is the absolute path of a folder in PEFT's format", param="adapter")
+        try:
+            return store.keep_folder(Path(folder)).weights
+        except UserError as error:
+            raise RequestError(409, str(error), "ConflictError", "adapter") from error
 
     @router.get("/versions")
     def versions() -> dict[str, Any]:
@@ -85,6 +99,10 @@ def admin_router(
         model, version = require_versions(body.get("model")), body.get("version")
         if not isinstance(version, str | None):
             raise RequestError(400, "`version` is the beginning of a version's name", param="version")
+        if (folder := body.get("adapter")) is not None:
+            if version is not None:
+                raise RequestError(400, "give `version` or `adapter`, and not both", param="adapter")
+            version = await run_in_threadpool(keep_adapter, model, folder)
         return await change("promote", model, version, _author(request))
 
     @router.post("/round")

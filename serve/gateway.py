@@ -41,6 +41,7 @@ from serve.pages.thumbs import thumbs_router
 from serve.peers import Peers
 from serve.promotions import Action, Promotions
 from serve.recording import Recorder, Recording
+from serve.replica.adapter_versions import AdapterVersions
 from serve.replica.autoscaling import ReplicaStates, state_reader
 from serve.router import Router
 from serve.routes import Routes
@@ -72,6 +73,7 @@ class GatewaySettings:
         tls: the certificate of the HTTP server; None for plain HTTP.
         people_per_prompt: how many people rank each prompt on the label page.
         recording: whose prompts are stored in the feedback database.
+        adapters: the folders of the recipe's adapters, by their names.
     """
 
     run: Path | None = None
@@ -86,6 +88,7 @@ class GatewaySettings:
     tls: Tls | None = None
     people_per_prompt: int = 1
     recording: Recording = field(default_factory=Recording)
+    adapters: Mapping[str, Path] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,7 @@ def build_gateway(
         peers: the gateways of the server.
     """
     run = RunFolder(settings.run) if settings.run else None
-    stores = _stores(run, models, settings.story is not None) if run else {}
+    stores = _stores(run, models, settings) if run else {}
     # A gateway that replaces another one starts with the versions that were promoted before.
     live = {name: store.live() for name, store in stores.items() if store.kept()}
     weights = {name: live[name].weights if name in live else settings.weights.get(name) for name in models}
@@ -212,10 +215,11 @@ def build_gateway(
     return GatewayApp(asgi, live, show_weights, promotions, recorder)
 
 
-def _stores(run: RunFolder, models: Collection[str], story: bool) -> dict[str, Versions]:
+def _stores(run: RunFolder, models: Collection[str], settings: GatewaySettings) -> dict[str, Versions]:
     """Returns the versions of every model that has some, by its name."""
     stores = {name: Versions(run, name) for name in models if name in (*get_args(ModelName), CANARY)}
-    return stores | ({VISITOR: visitor_versions(run)} if story else {})
+    stores |= {name: AdapterVersions(run, name, folder) for name, folder in settings.adapters.items()}
+    return stores | ({VISITOR: visitor_versions(run)} if settings.story else {})
 
 
 class Gateway:

@@ -44,8 +44,9 @@ from serve.http.listener import encryption
 from serve.pages.render import is_wildcard, url_host
 from serve.pages.story import StoryTrainer, start_visitor, visitor_run
 from serve.recording import Recording
+from serve.replica.adapter_versions import AdapterVersions
 from serve.replica.autoscaling import replica_options
-from serve.replica.lora import adapter_checksum, check_adapters
+from serve.replica.lora import adapter_checksum, adapters_of, check_adapters, with_adapters
 from serve.replica.replica import Replica
 from serve.routes import aliases_of
 
@@ -197,7 +198,8 @@ def _serve(
     if story:
         versions[VISITOR] = start_visitor(run)
         weights[VISITOR] = versions[VISITOR].live().weights
-    weights |= {name: adapter_checksum(folder) for name, folder in adapters.items()}
+    kept = {name: AdapterVersions(run, name, folder) for name, folder in adapters.items()}
+    weights |= {name: one.start().weights for name, one in kept.items()}
     models = {name: one.folder for name, one in versions.items()}
     owner, token = new_key("(owner)", ("admin",))
     settings = GatewaySettings(
@@ -211,7 +213,9 @@ def _serve(
         tls=recipe.serve.tls,
         people_per_prompt=recipe.serve.people_per_prompt,
         recording=Recording(recipe.serve.record, recipe.serve.record_days),
+        adapters=adapters,
     )
+    section = with_adapters(recipe.serve, {name: one.folder for name, one in kept.items()})
     local = recipe.cluster.address == "local"
     certificate = Path(recipe.serve.tls.certificate).absolute() if recipe.serve.tls else None
 
@@ -243,13 +247,17 @@ def _serve(
                     recipe.serve.engine.max_model_len or recipe.model.context,
                     recipe.cluster.deadline_seconds,
                     settings,
-                    recipe.serve,
+                    section,
                     application_id,
                 )
             is_up = True
             console.print(
                 f"serving [bold]{', '.join([*models, *adapters])}[/]: chat at {address}, OpenAI API at {address}/v1"
             )
+            for name, folder in adapters.items():
+                if weights[name] != adapter_checksum(folder):
+                    text = f"{name} is version {str(weights[name])[:12]}, promoted earlier, and not {folder}: "
+                    console.print(f"{text}`triptych promote {run.root} {name}` serves that", soft_wrap=True)
             if others:
                 console.print(f"further gateways are at {', '.join(map(url, others))}", soft_wrap=True)
             if not local:
@@ -301,11 +309,6 @@ def replica_allocation(section: Serve, planned: Allocation) -> Allocation:
     if not planned.gpus:
         raise UserError(f"serve.engine.tensor_parallel_size={size} needs as many GPUs, and there is none")
     return replace(planned, gpus=size)
-
-
-def adapters_of(model: str, section: Serve) -> dict[str, Path]:
-    """Returns the folders of a model's adapters, by their names."""
-    return {name: Path(one.path).absolute() for name, one in section.adapters.items() if one.model == model}
 
 
 def access_notice(run: RunFolder, anonymous: AnonymousAccess) -> str:

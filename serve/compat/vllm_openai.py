@@ -172,6 +172,36 @@ def openai_serving(
     return OpenAIServing(models, handlers)
 
 
+async def load_beside(serving: OpenAIServing, name: str, folder: Path) -> str | None:
+    """Loads a version of an adapter, which requests that name the adapter get from now on.
+
+    Requests in progress keep the version that they began with: it has a number of its own in the engine, which removes
+    the version that was not used for longest when it lacks room, and reads it again where a request still needs it.
+    Blocks of the prefix cache are those of a name and a folder.
+
+    Look at `OpenAIServingModels.load_lora_adapter`, which gives another version of a known name the old number.
+
+    Args:
+        serving: the serving classes of the engine.
+        name: the adapter's.
+        folder: the version's, which no other version has.
+
+    Returns:
+        What is wrong, if the adapter does not fit the model; then nothing has changed.
+    """
+    from vllm.entrypoints.serve.engine.protocol import ErrorResponse
+    from vllm.entrypoints.serve.lora.protocol import LoadLoRAAdapterRequest
+    from vllm.lora.request import LoRARequest
+
+    models, beside = serving.models, f"{name}@{folder.name}"
+    answer = await models.load_lora_adapter(LoadLoRAAdapterRequest(lora_name=beside, lora_path=str(folder)))
+    if isinstance(answer, ErrorResponse):
+        return str(answer.error.message)
+    loaded = models.lora_requests.pop(beside)
+    models.lora_requests[name] = LoRARequest(name, loaded.lora_int_id, str(folder))
+    return None
+
+
 async def _named_events(events: "AsyncGenerator[Any, None]") -> "AsyncGenerator[str, None]":
     """Encodes the events of the Responses API as server-sent events; look at `responses.api_router` of vLLM."""
     async with aclosing(events):

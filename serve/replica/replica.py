@@ -18,7 +18,7 @@ from cluster.runtime.plan import Allocation
 from serve.compat.ray_serve import listen_on_node_address
 from serve.compat.vllm_engine import CACHE_VARIABLE
 from serve.replica.autoscaling import REQUESTS
-from serve.replica.lora import LoraModel
+from serve.replica.lora import LoraModel, live_adapter
 from serve.transport.gateway_end import Address, new_replica_id
 from serve.transport.messages import Endpoint, PromotionResult, ReplicaStatus, ServedModel
 from serve.transport.replica_end import ReplicaConnection, connect
@@ -88,7 +88,7 @@ class Replica(ReplicaServer):
         context: the most tokens of a request, prompt and answer together.
         allocation: the resources of each model.
         section: the recipe's section, for the settings of the engines and the parsers of their answers.
-        adapters: the folders of each model's adapters, by their names.
+        adapters: the folders, or the folders of versions, of each model's adapters, by their names.
     """
 
     async def __init__(  # type: ignore[misc]
@@ -113,10 +113,12 @@ class Replica(ReplicaServer):
                 continue
             from serve.replica.vllm_engine import VllmEngine
 
-            engine = VllmEngine(name, version, context, allocation, self._thread, section, adapters[name])
+            live = {adapter: live_adapter(folder) for adapter, folder in adapters[name].items()}
+            folders = {adapter: one.folder for adapter, one in live.items()}
+            engine = VllmEngine(name, version, context, allocation, self._thread, section, folders)
             await engine.load_adapters()
             loaded[name] = engine
-            loaded |= {adapter: LoraModel(adapter, folder, engine) for adapter, folder in adapters[name].items()}
+            loaded |= {adapter: LoraModel(adapter, one.weights, engine) for adapter, one in live.items()}
         super().__init__(loaded)
 
     async def __del__(self) -> None:

@@ -33,6 +33,7 @@ from serve.compat.vllm_openai import (
     blank_request,
     dumped,
     error_response,
+    load_beside,
     openai_serving,
     parser_options,
     status_of,
@@ -152,7 +153,8 @@ class VllmEngine:
         self.gate = WeightSwapGate(version.weights)
         arguments = engine_arguments(self.folder, context, allocation, section.engine, section.reasoning_parser)
         if adapters:
-            arguments.enable_lora, arguments.max_loras = True, len(adapters)
+            # One more than there are: while an adapter is replaced, both of its versions answer.
+            arguments.enable_lora, arguments.max_loras = True, len(adapters) + 1
             arguments.max_lora_rank = max_lora_rank(max(map(adapter_rank, adapters.values())))
         self.engine = start_engine(arguments, allocation, thread)
         self.chat_tuned = is_chat_tuned(tokenizer, end_token_ids(self.engine))
@@ -169,6 +171,13 @@ class VllmEngine:
             ValueError: one does not fit the model.
         """
         await self.openai.models.init_static_loras()
+
+    async def load_adapter(self, name: str, folder: Path) -> PromotionResult:
+        """Loads an adapter for new requests that name it; those in progress end with the one that they began with."""
+        async with self.gate.closed(DRAIN_SECONDS):
+            start = time.monotonic()
+            error = await load_beside(self.openai, name, folder)
+            return PromotionResult(time.monotonic() - start, error=error)
 
     async def answer(self, endpoint: Endpoint, body: dict[str, Any]) -> AsyncGenerator[Part]:
         """Yields a `ResponseStart`, then one `CompleteResponse`, or a stream's server-sent events and their `Usage`.

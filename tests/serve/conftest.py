@@ -23,7 +23,8 @@ from cluster.run.folder import Manifest, RunFolder, file_fingerprint
 from cluster.run.versions import Versions
 from cluster.runtime.plan import Allocation
 from serve.gateway import GatewaySettings
-from serve.replica.lora import adapter_checksum
+from serve.replica.adapter_versions import AdapterVersions
+from serve.replica.lora import with_adapters
 from serve.routes import aliases_of
 from serve.server import deploy
 from tests.helpers import two_free_ports
@@ -87,11 +88,11 @@ def write_styles(model: Path) -> None:
     tokenizer.save_pretrained(model)
 
 
-def write_adapter(model: Path, folder: Path) -> None:
+def write_adapter(model: Path, folder: Path, seed: int = 1, rank: int = 4) -> None:
     """Writes a LoRA adapter that changes the model's answers."""
     language = load(model)
-    lora.add(language, Lora(rank=4, alpha=8), seed=1)
-    generator = torch.Generator().manual_seed(1)
+    lora.add(language, Lora(rank=rank, alpha=8), seed=seed)
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, value in language.named_parameters():
             if name.endswith(lora.UP):
@@ -108,14 +109,21 @@ def server(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Itera
     weights: dict[str, str | None] = {name: one.start().weights for name, one in versions.items()}
     terse = tmp_path_factory.mktemp("terse")
     write_adapter(run.path("base"), terse)
-    weights["terse"] = adapter_checksum(terse)
+    adapters = AdapterVersions(run, "terse", terse)
+    weights["terse"] = adapters.start().weights
     folders = {name: one.folder for name, one in versions.items()}
     settings = GatewaySettings(
-        run.root, run.feedback_url, weights=weights, aliases=aliases_of(list(folders), {}), owner=OWNER
+        run.root,
+        run.feedback_url,
+        weights=weights,
+        aliases=aliases_of(list(folders), {}),
+        owner=OWNER,
+        adapters={"terse": terse},
     )
     try:
         share = Allocation(cpus=0.5, gpus=0, threads=1)
         section = Serve(gateways=2, adapters={"terse": Adapter(path=str(terse), model="base")})
+        section = with_adapters(section, {"terse": adapters.folder})
         deploy(folders, "127.0.0.1", port, share, CONTEXT, 180, settings, section)
         models = {name: run.path(name) for name in folders} | {"terse": terse}
         yield Server(f"http://127.0.0.1:{port}", port, models, run.feedback_url, run)

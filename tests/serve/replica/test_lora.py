@@ -8,8 +8,7 @@ import pytest
 
 from cluster.errors import UserError
 from cluster.recipe.serve import Adapter, Serve
-from serve.replica.lora import CONFIG, WEIGHTS, adapter_rank, check_adapters
-from serve.server import adapters_of
+from serve.replica.lora import CONFIG, WEIGHTS, adapter_rank, adapters_of, check_adapters
 
 
 def section(folder: Path) -> Serve:
