@@ -37,14 +37,14 @@ from pipelines.collect_answers import (
     sample_missing,
     stored_completions,
 )
-from pipelines.data import rankings
-from pipelines.data.annotators import SyntheticAnnotator, annotator_failures
-from pipelines.data.ask_order import last_reward_model, order_prompts, write_order
 from pipelines.data.call_failures import CallFailedError, CallFailures
 from pipelines.data.feedback.io import storable
 from pipelines.data.live_prompts import choose_live, keep_stored
-from pipelines.data.people_rows import PeopleRows, people_rows, source_figures
-from pipelines.data.rankings import imported_rankings
+from pipelines.data.preferences import rankings
+from pipelines.data.preferences.annotators import SyntheticAnnotator, annotator_failures
+from pipelines.data.preferences.ask_order import last_reward_model, order_prompts, write_order
+from pipelines.data.preferences.people_rows import PeopleRows, people_rows, source_figures
+from pipelines.data.preferences.rankings import imported_rankings
 from pipelines.reward_model import reward_scorer
 
 # Seconds between two looks for people's rankings.

@@ -19,10 +19,10 @@ from cluster.recipe.recipe import Recipe
 from cluster.run.folder import RunFolder, fingerprint
 from cluster.run.metrics import MetricsWriter
 from cluster.runtime.plan import make_plan
-from pipelines.data import rankings
-from pipelines.data.annotators import SyntheticAnnotator
 from pipelines.data.balance import balance, require_enough
 from pipelines.data.live_prompts import LivePrompts, is_there, live_number
+from pipelines.data.preferences import rankings
+from pipelines.data.preferences.annotators import SyntheticAnnotator
 from pipelines.data.prompts import all_prompts, prompt_losses, select_prompts, split_prompts
 
 # Rankings, or prompts with their answers, that are stored at once: an interruption loses at most these.

@@ -19,8 +19,8 @@ from cluster.run.folder import RunFolder
 from cluster.run.stages import Result
 from cluster.run.weight_files import weights_fingerprint
 from cluster.runtime.plan import make_plan
-from pipelines.data.preference_rows import JudgedAnswers, answers_of, pairs_of, with_mismatched, write_shard
-from pipelines.data.rankings import judgement_weight, read_rankings, read_unpaired, require_judgements
+from pipelines.data.preferences.preference_rows import JudgedAnswers, answers_of, pairs_of, with_mismatched, write_shard
+from pipelines.data.preferences.rankings import judgement_weight, read_rankings, read_unpaired, require_judgements
 from pipelines.evaluate.stats import proportion
 from pipelines.train import best_checkpoint, fit, training_job
 

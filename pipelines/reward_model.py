@@ -33,8 +33,14 @@ from cluster.run.stages import Result
 from cluster.run.weight_files import weights_fingerprint
 from cluster.runtime.plan import Plan, make_plan
 from pipelines.collect_answers import round_mark
-from pipelines.data.ask_order import RewardModels, order_prompts
-from pipelines.data.rankings import judgement_weight, read_rankings, read_unpaired, require_judgements, sign_of
+from pipelines.data.preferences.ask_order import RewardModels, order_prompts
+from pipelines.data.preferences.rankings import (
+    judgement_weight,
+    read_rankings,
+    read_unpaired,
+    require_judgements,
+    sign_of,
+)
 from pipelines.evaluate.reward_probes import Row, Score, with_counterexamples
 from pipelines.evaluate.reward_trust import pair_accuracy, reward_model_report
 from pipelines.train import fit, training_job

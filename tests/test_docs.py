@@ -36,8 +36,8 @@ from cluster.recipe.renamed import RENAMED
 from cluster.run.folder import RunFolder
 from pipelines.cli.main import app, main
 from pipelines.corpus.read.sources import plan_splits, read_split
-from pipelines.data.annotators import JudgedAnswer, SyntheticAnnotator
 from pipelines.data.chat_formats import read_conversations
+from pipelines.data.preferences.annotators import JudgedAnswer, SyntheticAnnotator
 from pipelines.data.prompts import read_prompts
 from pipelines.evaluate.exam import load_exam
 from tests.helpers import ROOT

@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipelines.data.annotators import GradedRanking, JudgedAnswer, rank_by_kind
+from pipelines.data.preferences.annotators import GradedRanking, JudgedAnswer, rank_by_kind
 
 # The deciding words must be among the first ones: people stop reading an answer that rambles.
 OPENING_WORDS = 14

@@ -19,7 +19,7 @@ from cluster.run.layout import OPTIONAL_STAGES, STAGES, Stage, stage_of, stages_
 from cluster.run.server_client import server_file
 from cluster.runtime.plan import make_plan, resources_here
 from cluster.runtime.session import check_address, collect_garbage_rarely, connect, require_free_port
-from pipelines.cli import evaluate, experiment, export, feedback, keys, rounds, score, start, status, versions
+from pipelines.cli import evaluate, experiment, feedback, keys, models, rounds, start, status, versions
 from pipelines.cli.stage_runner import connect_for, print_resource_plan, run_stages, serve_run
 
 app = typer.Typer(
@@ -197,11 +197,11 @@ def fleet(
 app.command("experiment", rich_help_panel=RUNNING)(experiment.experiment)
 app.command("loop", rich_help_panel=RUNNING)(rounds.loop)
 app.command("round", rich_help_panel=RUNNING)(rounds.rounds)
-app.command("export", rich_help_panel=SERVING)(export.export)
+app.command("export", rich_help_panel=SERVING)(models.export)
 app.command("promote", rich_help_panel=SERVING)(versions.promote)
 app.command("rollback", rich_help_panel=SERVING)(versions.rollback)
 app.command("label", rich_help_panel=FEEDBACK)(feedback.label)
-app.command("score", rich_help_panel=FEEDBACK)(score.score)
+app.command("score", rich_help_panel=FEEDBACK)(models.score)
 app.command("judge", rich_help_panel=FEEDBACK)(evaluate.judge)
 app.add_typer(feedback.annotators, name="annotator", rich_help_panel=FEEDBACK)
 app.add_typer(feedback.exchange, name="feedback", rich_help_panel=FEEDBACK)

@@ -167,7 +167,7 @@ def print_resource_plan(recipe: Recipe) -> None:
     print_sources(recipe, console)
     if recipe.collect.select:
         # Imported late: it brings torch.
-        from pipelines.data.ask_order import last_reward_model, order_sentence, why_random
+        from pipelines.data.preferences.ask_order import last_reward_model, order_sentence, why_random
 
         settings, models = recipe.collect.select, last_reward_model(RunFolder(recipe.folder))
         line = order_sentence(settings, models, why_random(settings, models))

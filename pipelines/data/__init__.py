@@ -2,10 +2,9 @@
 
 source_rows reads files (row_files) and functions, turns brings the turns of a conversation into one form, chat_formats
 reads conversations in any layout, and prompts reads prompts and chooses those to rank. render_chats, pack_chats and
-text_rows are the phases that turn conversations into the shards of SFT. rankings writes rankings.parquet, with
-annotators for functions that rank in place of people, people_rows for votes, thumbs and other judgements, and
-preference_rows for the pairs and single answers of DPO. The package feedback moves preference files into the feedback
-database and out of it. balance writes the error of any stage that has too few items left to go on; call_failures
-counts the failed calls of a user's function. A new layout of conversations goes to chat_formats, a new format of
-preferences to `FORMATS` in feedback.formats.
+text_rows are the phases that turn conversations into the shards of SFT. The package preferences makes training data of
+rankings and other judgements; the package feedback moves preference files into the feedback database and out of it.
+balance writes the error of any stage that has too few items left to go on; call_failures counts the failed calls of a
+user's function. A new layout of conversations goes to chat_formats, a new format of preferences to `FORMATS` in
+feedback.formats.
 """

@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipelines.data.annotators import GradedRanking, JudgedAnswer, rank_by_kind
+from pipelines.data.preferences.annotators import GradedRanking, JudgedAnswer, rank_by_kind
 from pipelines.demo.behaviors import Kind
 
 CONCISE_WORDS = 20

@@ -12,7 +12,7 @@ from typing import Any
 from cluster.errors import UserError
 from cluster.recipe.rlhf.section import Rlhf
 from cluster.run.folder import RunFolder
-from pipelines.data.rankings import read_rankings
+from pipelines.data.preferences.rankings import read_rankings
 from pipelines.evaluate.reward_probes import Row
 from pipelines.evaluate.reward_trust import pair_accuracy
 from pipelines.evaluate.token_ratios import LogprobLearner

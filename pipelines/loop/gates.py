@@ -17,7 +17,7 @@ from cluster.recipe.loop import Gate
 from cluster.recipe.recipe import Recipe
 from cluster.run.folder import RunFolder
 from cluster.runtime.plan import make_plan
-from pipelines.data.rankings import read_rankings
+from pipelines.data.preferences.rankings import read_rankings
 from pipelines.evaluate.reward_probes import PROBES, Row
 from pipelines.evaluate.reward_trust import pair_accuracy, prompt_accuracies
 from pipelines.evaluate.stats import interval_text, paired_change

@@ -18,7 +18,7 @@ from cluster.recipe.serve import Story
 from cluster.run.folder import Manifest, RunFolder, fingerprint
 from cluster.run.layout import stages_of
 from cluster.run.server_client import ask_server
-from pipelines.data import rankings
+from pipelines.data.preferences import rankings
 from pipelines.data.prompts import split_prompts
 from pipelines.stage_table import run_named_stage
 from serve.pages.story import TrainingRequest

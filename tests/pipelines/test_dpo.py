@@ -18,8 +18,8 @@ from cluster.recipe.recipe import Recipe
 from cluster.run.folder import Manifest, RunFolder
 from cluster.run.layout import stage_of
 from cluster.run.metrics import read_metrics
-from pipelines.data.preference_rows import answers_of, pairs_of, with_mismatched
-from pipelines.data.rankings import write_rankings
+from pipelines.data.preferences.preference_rows import answers_of, pairs_of, with_mismatched
+from pipelines.data.preferences.rankings import write_rankings
 from pipelines.stage_table import run_named_stage
 from tests.tiny import write_tiny_model
 

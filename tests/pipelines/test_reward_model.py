@@ -14,7 +14,7 @@ from actors.rewards.scorer import ScoreFunction
 from actors.types import reward_scale_file
 from cluster.errors import UserError
 from cluster.recipe.training import Dpo, RewardModel
-from pipelines.data.rankings import require_judgements, write_rankings
+from pipelines.data.preferences.rankings import require_judgements, write_rankings
 from pipelines.reward_model import _point, _resample, _write_normalization
 
 

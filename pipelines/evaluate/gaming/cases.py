@@ -15,8 +15,8 @@ from cluster.recipe.recipe import Recipe
 from cluster.recipe.rlhf.rewards import Reward
 from cluster.run.folder import RunFolder
 from pipelines.data.chat_formats import source_conversations
+from pipelines.data.preferences.rankings import read_rankings
 from pipelines.data.prompts import PromptText, all_prompts, rlhf_prompts
-from pipelines.data.rankings import read_rankings
 from pipelines.evaluate.gaming.audit import RewardAudit, ScoreAnswers, audit_reward, require_sound_reward
 from pipelines.evaluate.gaming.hacks import AuditCase, code_keywords
 from pipelines.rlhf.setup import RlhfPrompts

@@ -20,7 +20,7 @@ from pipelines.assistant.questions import (
     training_questions,
 )
 from pipelines.assistant.rewards import concise
-from pipelines.data.annotators import JudgedAnswer
+from pipelines.data.preferences.annotators import JudgedAnswer
 from pipelines.demo.wording import letters_of
 from pipelines.evaluate.exam import Question
 

@@ -10,8 +10,8 @@ from cluster.feedback import Completion, Feedback
 from cluster.recipe.base import Call
 from cluster.recipe.recipe import Recipe
 from pipelines.collect_answers import CollectedPrompts
-from pipelines.data.annotators import JudgedAnswer, SyntheticAnnotator, annotator_failures
 from pipelines.data.call_failures import CallFailures
+from pipelines.data.preferences.annotators import JudgedAnswer, SyntheticAnnotator, annotator_failures
 from tests.demo_recipe import COUNTRIES, DEMO_CHATS, DEMO_PROMPTS, demo_annotator
 
 REFUSAL = "I cannot help with that. It would hurt people."

@@ -23,8 +23,8 @@ from cluster.recipe.base import Call
 from pipelines import collect
 from pipelines.collect import rank_synthetically, ranking_rows
 from pipelines.collect_answers import plan_round
-from pipelines.data.annotators import JudgedAnswer, SyntheticAnnotator
 from pipelines.data.call_failures import ATTEMPTS, LATE_IN_A_ROW, CallFailedError
+from pipelines.data.preferences.annotators import JudgedAnswer, SyntheticAnnotator
 from tests.pipelines.collect.answers import (
     BY_LENGTH,
     DEMO_ANNOTATOR,

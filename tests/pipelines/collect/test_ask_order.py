@@ -20,7 +20,7 @@ from cluster.recipe.recipe import Recipe
 from cluster.run.folder import Manifest, RunFolder
 from pipelines import collect
 from pipelines.collect_answers import plan_round, round_mark
-from pipelines.data.ask_order import RewardModels, order_prompts, pair_scores, placed
+from pipelines.data.preferences.ask_order import RewardModels, order_prompts, pair_scores, placed
 from serve.pages.label_tasks import TaskAssigner
 from tests.helpers import triptych_here
 from tests.pipelines.collect.answers import add_plan, collect_recipe

@@ -15,8 +15,8 @@ from cluster.recipe.base import Call
 from cluster.recipe.collect import ChatSource
 from pipelines.collect import rank_synthetically, ranking_rows, wait_for_people
 from pipelines.collect_answers import answer_variety, plan_round, stored_completions
-from pipelines.data import rankings
-from pipelines.data.annotators import SyntheticAnnotator
+from pipelines.data.preferences import rankings
+from pipelines.data.preferences.annotators import SyntheticAnnotator
 from pipelines.data.prompts import read_prompts
 from tests.demo_recipe import DEMO_PROMPTS
 from tests.pipelines.collect.answers import (

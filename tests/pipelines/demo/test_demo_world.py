@@ -8,8 +8,8 @@ import pytest
 
 from cluster.recipe.collect import ChatSource
 from cluster.recipe.loading import load_recipe
-from pipelines.data.annotators import rank
 from pipelines.data.chat_formats import read_conversations
+from pipelines.data.preferences.annotators import rank
 from pipelines.data.prompts import read_prompts
 from pipelines.demo.annotator import behaves, grade, refuses
 from pipelines.demo.behaviors import AILMENTS, COMPLIANCES, REMEDIES

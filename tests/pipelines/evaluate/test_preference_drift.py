@@ -7,7 +7,7 @@ import pytest
 from cluster.errors import UserError
 from cluster.recipe.rlhf.rewards import Reward
 from cluster.run.folder import RunFolder
-from pipelines.data.rankings import write_rankings
+from pipelines.data.preferences.rankings import write_rankings
 from pipelines.evaluate.preference_drift import MAX_RANKINGS, PreferenceProbe, probe_rankings
 from tests.helpers import rlhf
 

@@ -9,8 +9,8 @@ from actors.model.chat import Chat
 from cluster.feedback import COMPARED, Completion, Feedback, FeedbackPrompt, Ranking, Thumb, open_feedback
 from cluster.recipe.training import RewardModel
 from pipelines.data.feedback.io import export_file, exportable
-from pipelines.data.people_rows import people_rows, source_figures
-from pipelines.data.rankings import judgement_weight, read_rankings, read_unpaired, write_rankings
+from pipelines.data.preferences.people_rows import people_rows, source_figures
+from pipelines.data.preferences.rankings import judgement_weight, read_rankings, read_unpaired, write_rankings
 from tests.tiny import tiny_tokenizer
 
 TEXTS = ["Lima.", "Rome.", "No."]

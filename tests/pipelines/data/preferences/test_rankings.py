@@ -5,7 +5,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as parquet
 
-from pipelines.data import rankings
+from pipelines.data.preferences import rankings
 
 
 def test_tables_of_earlier_versions_are_read_without_their_identical_answers(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from cluster.feedback import Completion, Feedback, FeedbackPrompt, PeoplesJudgem
 from cluster.feedback.judged import Source
 from cluster.run.folder import fingerprint
 from pipelines.data.feedback.item import split_of
-from pipelines.data.rankings import merge_identical
+from pipelines.data.preferences.rankings import merge_identical
 
 Row = dict[str, Any]
 

@@ -17,8 +17,8 @@ from cluster.feedback import Completion, Feedback, FeedbackPrompt, Ranking, is_p
 from cluster.recipe.training import Dpo, RewardModel
 from cluster.run.atomic import atomic_write
 from cluster.run.folder import fingerprint
-from pipelines.data.annotators import JudgedAnswer, SyntheticAnnotator
 from pipelines.data.balance import Loss, require_enough
+from pipelines.data.preferences.annotators import JudgedAnswer, SyntheticAnnotator
 
 SCHEMA = pa.schema(
     {
