@@ -66,6 +66,7 @@ def test_a_mixture_of_experts_counts_the_active_experts_of_a_token():
     assert flops_per_token(model, 10) == pytest.approx(6 * (300 * 16 + 2 * layer + 16) + 12 * 2 * 16 * 10)
 
 
+@pytest.mark.slow
 def test_the_precision_that_the_machine_has_instructions_for_is_the_faster_one() -> None:
     cpu = torch.device("cpu")
     rates = {precision: peak_flops(cpu, precision) for precision in ("bfloat16", "float32")}

@@ -29,6 +29,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_recipe_for_ones_own_data_passes_the_plan(folder: Path) -> None:
     words = ["init", "my-run", "--text", "texts", "--chats", "chats.jsonl", "--reward", "code/scoring.py:brief"]
     done = triptych(*words, cwd=folder)
