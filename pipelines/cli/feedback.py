@@ -61,7 +61,7 @@ def renew(name: Name, run: RunOption) -> None:
 @annotators.command("exclude")
 def exclude(name: Name, run: RunOption) -> None:
     """Leave an annotator's judgements out of training, and refuse new ones; nothing is deleted."""
-    with _open(run) as database:
+    with _open_existing(run) as database:
         database.exclude(name)
     print(f"{name} is excluded: the next `triptych run` makes a round without their judgements")
 
@@ -69,7 +69,7 @@ def exclude(name: Name, run: RunOption) -> None:
 @annotators.command("include")
 def include(name: Name, run: RunOption) -> None:
     """Use the judgements of an excluded annotator again."""
-    with _open(run) as database:
+    with _open_existing(run) as database:
         database.exclude(name, excluded=False)
     print(f"{name} counts again, from the next `collect` on")
 
@@ -77,7 +77,7 @@ def include(name: Name, run: RunOption) -> None:
 @annotators.command("list")
 def names(run: RunOption) -> None:
     """List everyone who has a token or has judged, with the number of judgements."""
-    with _open(run) as database:
+    with _open_existing(run) as database:
         judged = Counter(row.annotator for row in database.judgements())
         excluded = database.excluded()
         for name in sorted({*database.annotators(), *judged}):
@@ -92,7 +92,7 @@ def show_agreement(run: RunOption) -> None:
 
     from cluster.feedback.quality import agreement_report
 
-    with _open(run) as database:
+    with _open_existing(run) as database:
         found = agreement_report(database)
     table = Table("annotator", "judged", "alpha", "pairs alike", "gold", "consistency")
     for row in found["agreement"]:
@@ -142,7 +142,7 @@ def export_file(
     name: Annotated[str | None, typer.Option(help="export only the import of this name")] = None,
 ) -> None:
     """Write people's rankings to a file. FORMAT can also be answers (that annotators wrote), thumbs or votes."""
-    with _open(run) as database:
+    with _open_existing(run) as database:
         from pipelines.data.feedback.io import export_file
 
         found = export_file(database, kind, path, name)
@@ -160,7 +160,7 @@ def delete(
     run: RunOption,
 ) -> None:
     """Delete judgements for good. The next round is made without them; earlier ones are kept as they are."""
-    with _open(run) as database:
+    with _open_existing(run) as database:
         # Imported late, as the database itself.
         from cluster.feedback.judged import SOURCES, trace_judgements
 
@@ -182,7 +182,7 @@ def forget(
     text: Annotated[str | None, typer.Option(help="a text that is in any of the prompt's messages")] = None,
 ) -> None:
     """Delete stored prompts of live traffic for good, with the answers to them and their judgements."""
-    with _open(run) as database:
+    with _open_existing(run) as database:
         database.delete_expired_live()
         deleted = database.delete_live(key, request, text)
     from cluster.feedback.live import rounds_with
@@ -195,7 +195,7 @@ def forget(
 @exchange.command("count")
 def count(run: RunOption) -> None:
     """Count what a run's database holds, of people and of functions, and the rows that an export of it has."""
-    with _open(run) as database:
+    with _open_existing(run) as database:
         from pipelines.data.feedback.io import exportable
 
         rows = {f"exported as {kind}": number for kind, number in exportable(database).items()}
@@ -224,3 +224,10 @@ def _open(run: Path) -> "Feedback":
     if not run.is_dir():
         raise UserError(f"{run} is not a run folder: `triptych run RECIPE` makes one, and mkdir is enough for imports")
     return open_feedback(RunFolder(run).feedback_url)
+
+
+def _open_existing(run: Path) -> "Feedback":
+    """Opens the database for a command that has nothing to do without one, and so makes none in a mistyped folder."""
+    if run.is_dir() and not any((run / name).exists() for name in ("feedback.db", "feedback.url", "recipe.yaml")):
+        raise UserError(f"{run} is no run folder and has no feedback database: name the folder of a run")
+    return _open(run)

@@ -177,6 +177,7 @@ def test_doctor_reports_a_busy_port_and_short_memory(recipe_path: Path, tmp_path
 
 
 def test_the_renamed_command_still_works_and_prints_its_new_name(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").touch()
     done = triptych_here("labeller", "list", "--run", tmp_path, cwd=tmp_path)
     assert done.returncode == 0
     assert done.stderr == "triptych: labeller is called annotator now; the old name works in this version only\n"

@@ -206,6 +206,28 @@ def test_commands_print_their_result(tmp_path: Path, capsys: pytest.CaptureFixtu
         assert (end.value.code, expected in output.out + output.err) == (code, True), output
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("annotator", "list"),
+        ("annotator", "agreement"),
+        ("annotator", "exclude", "ann"),
+        ("feedback", "count"),
+        ("feedback", "export", "lists", "out.jsonl"),
+        ("feedback", "forget", "--text", "a"),
+        ("feedback", "delete", "rankings", "1"),
+    ],
+)
+def test_a_command_that_needs_a_database_makes_none_in_another_folder(
+    words: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        main([*words, "--run", str(tmp_path)])
+    assert end.value.code == 2
+    assert f"{tmp_path} is no run folder and has no feedback database" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_row_with_half_a_character_is_left_out_and_named(database: Feedback, tmp_path: Path):
     path = tmp_path / "lists.jsonl"
     good = '{"prompt": "你好?", "completions": ["مرحبا", "b"], "ranks": [1, 2]}\n'
