@@ -80,7 +80,8 @@ def rounds(
     """List the rounds of judgements, compare two, or bring back an earlier one as the run's present round."""
     given = numbers or []
     if action not in ACTIONS or len(given) != ACTIONS[action]:
-        raise UserError(f"write `triptych round {folder} list`, `… diff 3 4` or `… restore 3`")
+        shown = "RUN" if str(folder) in ACTIONS else folder
+        raise UserError(f"write `triptych round {shown} list`, `… diff 3 4` or `… restore 3`")
     if not folder.is_dir():
         raise UserError(f"{folder} is not a run folder")
     run = RunFolder(folder)

@@ -11,10 +11,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
-from ray.exceptions import RayActorError, RayError, TaskCancelledError
+from ray.exceptions import RayActorError, RayError, RayTaskError, TaskCancelledError
 from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
+from cluster.errors import first_line
 from serve.compat.ray_serve import call_every_replica
 from serve.errors import RequestError
 from serve.transport.gateway_end import End, GatewayConnection, ReplicaListener, RequestFailed
@@ -125,9 +126,12 @@ class ReplicaPool:
         done = [one for one in found if isinstance(one, PromotionResult)]
         # A replica that died meanwhile is replaced by one that `maintain` brings up to date.
         failed = [one for one in found if isinstance(one, Exception) and not isinstance(one, RayActorError)]
-        if not done and found:
+        for one in failed:
+            logger.error("a replica could not load the weights %s of %s", weights, model, exc_info=one)
+        # A replica whose own code failed was reached.
+        if not done and found and not any(isinstance(one, RayTaskError) for one in failed):
             raise self._failed(found[0])
-        errors = [*(one.error for one in done if one.error), *map(str, failed)]
+        errors = [*(one.error for one in done if one.error), *map(_reason, failed)]
         seconds = max((one.seconds for one in done), default=0.0)
         return PromotionResult(seconds, sum(one.mixed for one in done), errors[0] if errors else None)
 
@@ -173,6 +177,11 @@ class ReplicaPool:
         # This is no failure of the model: Ray Serve ends the server if a model cannot be loaded.
         logger.info("no replica has started yet: %s", error)
         return RequestError(503, "the model is still loading; try again", "ServiceUnavailableError", retry_after=5)
+
+
+def _reason(error: Exception) -> str:
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    return f"{type(cause).__name__}: {first_line(cause)}"
 
 
 def unreachable(error: Exception) -> RequestError:

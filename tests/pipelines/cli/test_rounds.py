@@ -43,3 +43,5 @@ def test_rounds_are_listed_compared_and_brought_back(
         rounds(tmp_path, "diff", [1, 9])
     with pytest.raises(UserError, match="write `triptych round"):
         rounds(tmp_path, "restore")
+    with pytest.raises(UserError, match="write `triptych round RUN list`"):
+        rounds(Path("list"), str(tmp_path))

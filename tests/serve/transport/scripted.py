@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayTaskError
 from ray.serve._private.common import DeploymentID
 from ray.serve.exceptions import DeploymentUnavailableError
 
@@ -102,6 +102,13 @@ class Dead(Replica):
 
     async def check_health(self) -> None:
         raise RayActorError()
+
+
+class Faulty(Replica):
+    """A replica whose code raises when it is to load other weights."""
+
+    async def promote(self, *_: Any) -> PromotionResult:
+        raise RayTaskError("promote", "Traceback (most recent call last):", ValueError("no room\nfor them"))
 
 
 class Handle:

@@ -21,7 +21,7 @@ from serve.transport.messages import (
     Usage,
 )
 from serve.transport.pool import RemoteModel, ReplicaPool
-from tests.serve.transport.scripted import MODEL, Counting, Dead, Handle, Replica
+from tests.serve.transport.scripted import MODEL, Counting, Dead, Faulty, Handle, Replica
 
 pytestmark = pytest.mark.anyio
 
@@ -205,6 +205,12 @@ async def test_a_gateway_that_replaces_another_one_knows_what_was_promoted() -> 
 async def test_a_promotion_that_one_replica_cannot_follow_is_an_error() -> None:
     async with served(Counting(), Counting(broken=True)) as (model, _, _):
         assert (await model.promote(Path("folder"), "def")).error == "the files cannot be read"
+
+
+async def test_a_replica_whose_code_fails_says_why_and_is_not_called_out_of_reach() -> None:
+    async with served() as (model, handle, _):
+        handle.replicas.append(Faulty(Counting()))
+        assert (await model.promote(Path("folder"), "def")).error == "ValueError: no room"
 
 
 @pytest.mark.parametrize("start_seconds", [None, 0.5])
