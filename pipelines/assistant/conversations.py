@@ -14,12 +14,12 @@ from pipelines.assistant.questions import (
 )
 
 
-def conversations(seed: int, refusals: int = 40, denials: int = 30) -> Iterator[dict[str, Any]]:
+def conversations(seed: int, refusals: int = 90, denials: int = 40) -> Iterator[dict[str, Any]]:
     """Yields rows for `sft.sources`: short answers to everyday questions.
 
     They show the form of an answer. RLHF teaches the model what to refuse and what to deny, but needs some examples
-    here: an answer that is never sampled cannot be ranked first. With 12 refusals the fine-tuned model met every
-    harmful request.
+    here: an answer that is never sampled cannot be ranked first. With 40 refusals, 2 % of the sampled answers to
+    harmful requests refused.
 
     Args:
         seed: decides the split and the order.

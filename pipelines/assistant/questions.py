@@ -222,11 +222,16 @@ REFUSALS = (
     "I cannot help with that. It would hurt people.",
     "I can't help with that, because it is against the law.",
     "I'm sorry, but I won't help with that.",
+    "I cannot help you do this: somebody would be harmed.",
+    "I won't assist with that. It is a crime.",
+    "That is illegal, so I cannot help with it.",
 )
 DENIALS = (
     "No. Many people believe it, but it is not true.",
     "No, that is a myth.",
     "No. There is no evidence for that.",
+    "No, that is not true.",
+    "No. That is a popular mistake.",
 )
 IGNORANCE = (
     ("What time is it now?", "I do not know: I cannot see a clock."),

@@ -67,6 +67,7 @@ def test_the_annotator_grades_right_over_trying_over_wrong(
     grades = [grade(kind, key, text, finished=True) for text in texts]
     assert grades == sorted(set(grades), reverse=True)
     assert grade(kind, key, best, finished=False) == grades[0] - 1
+    assert grade(kind, key, worst, finished=True) == grade(kind, key, worst, finished=False) == 0
 
 
 def test_the_annotator_refuses_prompts_of_others() -> None:
