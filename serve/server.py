@@ -46,7 +46,7 @@ from serve.pages.story import StoryTrainer, start_visitor, visitor_run
 from serve.recording import Recording
 from serve.replica.adapter_versions import AdapterVersions
 from serve.replica.autoscaling import replica_options
-from serve.replica.lora import adapter_checksum, adapters_of, check_adapters, with_adapters
+from serve.replica.lora import adapters_of, check_adapters, with_adapters
 from serve.replica.replica import Replica
 from serve.routes import aliases_of
 
@@ -255,7 +255,7 @@ def _serve(
                 f"serving [bold]{', '.join([*models, *adapters])}[/]: chat at {address}, OpenAI API at {address}/v1"
             )
             for name, folder in adapters.items():
-                if weights[name] != adapter_checksum(folder):
+                if weights[name] != kept[name].started_with():
                     text = f"{name} is version {str(weights[name])[:12]}, promoted earlier, and not {folder}: "
                     console.print(f"{text}`triptych promote {run.root} {name}` serves that", soft_wrap=True)
             if others:

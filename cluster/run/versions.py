@@ -74,28 +74,20 @@ class Versions:
         """
         manifest = self._manifest()
         version = _name_of(manifest)
-        target = self.folder / version
-        if not target.exists():
-            side = self.folder / f".{version}.side"
-            shutil.rmtree(side, ignore_errors=True)
-            side.mkdir(parents=True)
+
+        def link(side: Path) -> None:
+            side.mkdir()
             for file in sorted(self._run.path(self._model).iterdir()):
                 if file.is_file():
                     link_file(file, side / file.name)
             if self._manifest() != manifest:
                 raise UserError(f"{self._run.path(self._model)} is being made again just now: try again")
-            side.rename(target)
-        return Version(target, version)
+
+        return self._keep_as(version, link)
 
     def adopt(self, version: Version) -> Version:
         """Keeps a version of another model of the run under the same name."""
-        target = self.folder / version.weights
-        if not target.exists():
-            side = self.folder / f".{version.weights}.side"
-            shutil.rmtree(side, ignore_errors=True)
-            link_folder(version.folder, side)
-            side.rename(target)
-        return Version(target, version.weights)
+        return self._keep_as(version.weights, lambda side: link_folder(version.folder, side))
 
     def keep(self, write: Callable[[Path], object]) -> Version:
         """Keeps a model that is not the result of a finished stage.
@@ -157,6 +149,22 @@ class Versions:
         write_json(self.folder / "versions.json", {"kept": stay, "live": weights})
         for version in set(order) - set(stay):
             shutil.rmtree(self.folder / version, ignore_errors=True)
+
+    def _keep_as(self, name: str, write: Callable[[Path], object]) -> Version:
+        """Keeps a version of a known name, unless it is kept already.
+
+        Args:
+            name: the checksum of its weights.
+            write: makes a folder with its files; if it raises, nothing is kept.
+        """
+        target = self.folder / name
+        if not target.exists():
+            side = self.folder / f".{name}.side"
+            shutil.rmtree(side, ignore_errors=True)
+            side.parent.mkdir(parents=True, exist_ok=True)
+            write(side)
+            side.rename(target)
+        return Version(target, name)
 
     def _manifest(self) -> Manifest:
         return self._run.require(self._model)

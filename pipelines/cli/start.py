@@ -14,14 +14,14 @@ import yaml
 
 from cluster.errors import UserError
 from cluster.recipe.base import FUNCTION_PATTERN, NAME_PATTERN
-from cluster.recipe.collect import ChatSource
+from cluster.recipe.collect import ChatSource, Collect
 from cluster.recipe.loading import load_recipe
 from cluster.recipe.recipe import Recipe
 from cluster.run.folder import RunFolder
 from cluster.run.stages import check_sources
 
 # The most prompts that a first round asks; the default of `collect.prompts`.
-MOST_PROMPTS = Recipe.model_fields["collect"].annotation.model_fields["prompts"].default  # type: ignore[union-attr]
+MOST_PROMPTS = Collect.model_fields["prompts"].default
 # The share of the prompts that are asked; the report needs others.
 ASKED_SHARE = 0.75
 

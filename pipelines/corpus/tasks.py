@@ -59,6 +59,41 @@ class Phase(ABC):
         """Returns the phase of one task alone, whose index is 0: sending all parts with each would be quadratic."""
 
 
+@dataclass(frozen=True)
+class PhaseRunner:
+    """Runs phases with one task for each of so many parts, ranges or groups.
+
+    Attributes:
+        folder: the folder of the stage, below which the markers are.
+        progress: gets a line for each phase.
+        deadline: as of `run_tasks`.
+    """
+
+    folder: Path
+    progress: Progress
+    deadline: float
+
+    def run(
+        self,
+        title: str,
+        name: str,
+        keys: Sequence[str],
+        outputs: Callable[[int], tuple[Path, ...]],
+        phase: Callable[[int], Report],
+    ) -> list[Report]:
+        """Runs a phase by `run_tasks`, and raises what that raises.
+
+        Args:
+            title: for the progress bar and for errors.
+            name: the folder of the phase's markers.
+            keys: the key of each task.
+            outputs: returns the files that a task writes.
+            phase: the work.
+        """
+        tasks = [Task(f"{index:05d}", key, outputs(index)) for index, key in enumerate(keys)]
+        return run_tasks(title, self.folder / "work" / "done" / name, tasks, phase, self.progress, self.deadline)
+
+
 def phase_progress(console: Console) -> Progress:
     """Makes a progress bar with a line for each phase: its finished tasks, and the time since its start."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())

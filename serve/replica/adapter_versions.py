@@ -33,11 +33,16 @@ class AdapterVersions(Versions):
         Raises:
             UserError: the recipe's folder holds no adapter.
         """
-        latest, file = adapter_checksum(self._source), self.folder / STARTED_WITH
-        if not file.exists() or file.read_text(encoding="utf-8") != latest:
-            self.make_live(self.keep_latest().weights)
-            write_text(file, latest)
+        latest = self.keep_latest().weights
+        if self.started_with() != latest or not self.kept():
+            self.make_live(latest)
+            write_text(self.folder / STARTED_WITH, latest)
         return self.live()
+
+    def started_with(self) -> str:
+        """Returns the version that the recipe's folder had when a server last started; empty before the first start."""
+        file = self.folder / STARTED_WITH
+        return file.read_text(encoding="utf-8") if file.exists() else ""
 
     def keep_latest(self) -> Version:
         """Keeps the adapter that lies in the recipe's folder.
@@ -56,15 +61,12 @@ class AdapterVersions(Versions):
             UserError: the folder holds no adapter, or it is written to at this moment.
         """
         name = require_adapter(self._name, source)
-        target = self.folder / name
-        if not target.exists():
-            side = self.folder / f".{name}.side"
-            shutil.rmtree(side, ignore_errors=True)
-            side.mkdir(parents=True)
+
+        def copy(side: Path) -> None:
+            side.mkdir()
             for file in (CONFIG, WEIGHTS):
                 shutil.copyfile(source / file, side / file)
             if adapter_checksum(side) != name:
-                shutil.rmtree(side)
                 raise UserError(f"{source} is being written just now: try again")
-            side.rename(target)
-        return Version(target, name)
+
+        return self._keep_as(name, copy)

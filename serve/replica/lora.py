@@ -3,6 +3,7 @@
 Importing this file does not import vLLM.
 """
 
+import asyncio
 import json
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
@@ -52,7 +53,7 @@ class LoraModel:
     async def promote(self, folder: Path, weights: str) -> PromotionResult:
         """Loads another version beside the one that is served. Answers in progress end with the one that they began
         with, so that none is of both."""
-        if (found := adapter_checksum(folder)) != weights:
+        if (found := await asyncio.to_thread(adapter_checksum, folder)) != weights:
             return PromotionResult(0.0, error=f"{folder} has the checksum {found} and not {weights}")
         result = await self._engine.load_adapter(self._name, folder)
         if not result.error:

@@ -1,6 +1,6 @@
 """Runs the phases that remove repeated spans of sentences, and counts what they take."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from pipelines.corpus.dedup.spans import (
     SpanPhase,
 )
 from pipelines.corpus.tables import Part, save_array
-from pipelines.corpus.tasks import Report, Task, run_tasks
+from pipelines.corpus.tasks import PhaseRunner, Report
 
 
 def remove_repeated_spans(
@@ -34,22 +34,13 @@ def remove_repeated_spans(
         (parts, reports): the parts without the others, and `prepared` with the documents dropped for it.
     """
 
-    def run(
-        title: str,
-        name: str,
-        keys: Sequence[str],
-        outputs: Callable[[int], tuple[Path, ...]],
-        phase: Callable[[int], Report],
-    ) -> list[Report]:
-        tasks = [Task(f"{index:05d}", key, outputs(index)) for index, key in enumerate(keys)]
-        return run_tasks(title, work / "done" / name, tasks, phase, progress, recipe.cluster.deadline_seconds)
-
+    runner = PhaseRunner(out, progress, recipe.cluster.deadline_seconds)
     work = out / "work"
     hashing = SpanPhase(tuple(parts), work / "spans")
     keys = [fingerprint([part.fingerprint, part.drop_near_duplicates]) for part in parts]
     counts = [
         report["spans"]
-        for report in run("hash sentences", "spans", keys, lambda index: (hashing.output(index),), hashing)
+        for report in runner.run("hash sentences", "spans", keys, lambda index: (hashing.output(index),), hashing)
     ]
     starts = np.cumsum([0, *(report["kept"]["documents"] for report in prepared)]).tolist()
     folders, firsts = [hashing.output(index) for index in range(len(parts))], starts[:-1]
@@ -61,12 +52,12 @@ def remove_repeated_spans(
             tuple(work / "merged-spans" / f"{number:05d}" for number in range(len(grouped))),
         )
         merged = [fingerprint([keys[part] for part in group]) for group in grouped]
-        run("merge hashes", "merge-spans", merged, lambda group: (merging.outputs[group],), merging)
+        runner.run("merge hashes", "merge-spans", merged, lambda group: (merging.outputs[group],), merging)
         folders, firsts = [*merging.outputs], [starts[group[0]] for group in grouped]
     ranges = max(1, -(-sum(counts) // SPANS_AT_ONCE))
     finding = RepeatedSpansPhase(tuple(folders), tuple(firsts), ranges, work / "repeated")
     key = fingerprint([keys, starts, ranges])
-    run("find repeated sentences", "repeated", [key] * ranges, lambda index: (finding.output(index),), finding)
+    runner.run("find repeated sentences", "repeated", [key] * ranges, lambda index: (finding.output(index),), finding)
     # Eight bytes a span that occurs more than once.
     marks = np.sort(np.concatenate([np.load(finding.output(index)) for index in range(ranges)]))
     stored = save_array(work / "marks.npy", marks)
@@ -82,7 +73,7 @@ def remove_repeated_spans(
     )
     decided = [file_fingerprint(stored), removing.least, recipe.corpus.keep_excluded]
     keys = [fingerprint([part.fingerprint, decided]) for part in parts]
-    found = run("remove repeated sentences", "unrepeated", keys, removing.outputs, removing)
+    found = runner.run("remove repeated sentences", "unrepeated", keys, removing.outputs, removing)
     left = [
         part._replace(file=removing.output(index), fingerprint=report["fingerprint"])
         for index, (part, report) in enumerate(zip(parts, found, strict=True))

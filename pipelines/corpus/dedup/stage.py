@@ -5,7 +5,7 @@ hashes, signatures, pairs, assignments.
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
@@ -25,7 +25,7 @@ from pipelines.corpus.dedup.merge import FEW_PARTS, MergePhase, groups, merged_i
 from pipelines.corpus.dedup.minhash import PERMUTATIONS, least_agreement, rows_in_a_band
 from pipelines.corpus.dedup.split import Dropped, SplitPhase, finish_split
 from pipelines.corpus.tables import Part, map_array, save_array
-from pipelines.corpus.tasks import Report, Task, run_tasks
+from pipelines.corpus.tasks import PhaseRunner, Report
 
 
 class Deduplicated(NamedTuple):
@@ -56,7 +56,7 @@ def deduplicate(recipe: Recipe, parts: Sequence[Part], out: Path, progress: Prog
     Raises:
         UserError: an evaluation file or a previous corpus cannot be read.
     """
-    phases = _Phases(recipe, tuple(parts), out, progress)
+    phases = _Phases(recipe, tuple(parts), out, PhaseRunner(out, progress, recipe.cluster.deadline_seconds))
     contamination, left_out = phases.decontaminate()
     index, keys = phases.index(left_out)
     decisions = phases.cluster(phases.merge(index, keys), keys)
@@ -68,7 +68,7 @@ class _Phases:
     recipe: Recipe
     parts: tuple[Part, ...]
     out: Path
-    progress: Progress
+    runner: PhaseRunner
 
     def decontaminate(self) -> tuple[Report | None, tuple[Path, ...] | None]:
         """Looks for evaluation items; returns a report and, for every part, the file of the rows to leave out."""
@@ -86,7 +86,7 @@ class _Phases:
             found=self.out / "contamination",
         )
         keys = [fingerprint([part.fingerprint, phase.fingerprints, phase.n, phase.drop]) for part in self.parts]
-        reports = self._run("look for evaluation items", "decontaminate", keys, phase.outputs, phase)
+        reports = self.runner.run("look for evaluation items", "decontaminate", keys, phase.outputs, phase)
         items = sum((Counter(report["items"]) for report in reports), Counter[str]())
         found = {
             "documents": sum(report["documents"] for report in reports),
@@ -110,7 +110,7 @@ class _Phases:
             fingerprint([part.fingerprint, part.drop_near_duplicates, rows_out, rows])
             for part, rows_out in zip(self.parts, gone, strict=True)
         ]
-        reports = self._run("sign and index", "index", keys, lambda index: (phase.output(index),), phase)
+        reports = self.runner.run("sign and index", "index", keys, lambda index: (phase.output(index),), phase)
         mark_complete(folder, rows)
         names = list(dict.fromkeys(part.source for part in self.parts))
         index = Index(
@@ -129,7 +129,7 @@ class _Phases:
         outputs = tuple(self.out / "work" / "merged" / f"{group:05d}" for group in range(len(grouped)))
         phase = MergePhase(tuple(tuple(index.folders[part] for part in group) for group in grouped), outputs)
         merged_keys = [fingerprint([keys[part] for part in group]) for group in grouped]
-        self._run("merge indexes", "merge", merged_keys, lambda group: (outputs[group],), phase)
+        self.runner.run("merge indexes", "merge", merged_keys, lambda group: (outputs[group],), phase)
         return merged_index(index, grouped, outputs)
 
     def cluster(self, index: Index, keys: Sequence[str]) -> Path:
@@ -143,7 +143,7 @@ class _Phases:
         phase = ClusterPhase(index, bands, max(ranges, 1), agreement, within_sources, folder)
         key = fingerprint([list(keys), index.sources, phase.ranges, agreement, within_sources])
         every = range(phase.tasks())
-        self._run("find duplicates", "cluster", [key] * len(every), lambda task: (phase.output(task),), phase)
+        self.runner.run("find duplicates", "cluster", [key] * len(every), lambda task: (phase.output(task),), phase)
         pairs = [phase.output(task) for task in every]
         decisions = decide(index, pairs[: phase.ranges], pairs[phase.ranges :], corpus.keep_policy)
         return save_array(self.out / "work" / "decisions.npy", decisions)
@@ -168,21 +168,9 @@ class _Phases:
         decided = [phase.held_out_share, phase.seed, file_fingerprint(decisions)]
         gone = [file_fingerprint(file) for file in left_out] if left_out else []
         keys = [fingerprint([part.fingerprint, decided, gone]) for part in self.parts]
-        reports = self._run("split", "split", keys, phase.outputs, phase)
+        reports = self.runner.run("split", "split", keys, phase.outputs, phase)
         dropped = finish_split(phase, reports)
         return dropped, tuple(phase.assignments_file(index) for index in range(len(reports)))
-
-    def _run(
-        self,
-        title: str,
-        name: str,
-        keys: Sequence[str],
-        outputs: Callable[[int], tuple[Path, ...]],
-        phase: Callable[[int], Report],
-    ) -> list[Report]:
-        tasks = [Task(f"{index:05d}", key, outputs(index)) for index, key in enumerate(keys)]
-        done, deadline = self.out / "work" / "done" / name, self.recipe.cluster.deadline_seconds
-        return run_tasks(title, done, tasks, phase, self.progress, deadline)
 
 
 def _evaluation_files(given: Decontaminate) -> tuple[Path, ...]:
