@@ -156,12 +156,14 @@ def importable(folder: Path | None) -> Iterator[None]:
 
 
 def count_prompts(recipe: Recipe) -> int:
-    """Counts the rows of `collect.sources`, up to the first that are more than enough."""
-    # Imported late: it brings the readers of every format.
-    from pipelines.data.source_rows import source_rows
+    """Counts the rows of `collect.sources` that can be used, of so many of each source as are more than enough."""
+    # Imported late: they bring the readers of every format.
+    from pipelines.data.prompts import prompt_of
+    from pipelines.data.source_rows import complaint, source_rows
 
     enough = int(MOST_PROMPTS / ASKED_SHARE) + 1
-    return sum(1 for source in recipe.collect.sources for _ in islice(source_rows(source, recipe.seed), enough))
+    rows = (row for source in recipe.collect.sources for row in islice(source_rows(source, recipe.seed), enough))
+    return sum(not complaint(row, place, prompt_of) for row, place in rows)
 
 
 def _sources(paths: list[str]) -> list[dict[str, Any]]:

@@ -23,7 +23,9 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "one.txt").write_text("Spelt is an old kind of wheat.\n" * 20)
     rows = [{"prompt": f"What is {number}?", "response": "A number."} for number in range(40)]
-    (tmp_path / "chats.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    # One row is broken, and is no prompt.
+    lines = [*map(json.dumps, rows), '{"prompt": broken']
+    (tmp_path / "chats.jsonl").write_text("".join(f"{line}\n" for line in lines))
     (tmp_path / "code").mkdir()
     (tmp_path / "code" / "scoring.py").write_text(REWARD)
     return tmp_path
