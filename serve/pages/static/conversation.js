@@ -1,11 +1,12 @@
 "use strict";
 // A conversation as a tree: several answers to one question are its versions, and an edited question begins a branch.
 //
-// A chat is {id, model, turns, chosen, time, save}; `save` names its last change in the storage. No turn is ever removed from `turns`, so that its index names it. A turn is
-// {id, at, role, text, parent, chosen}: an id of its own, which stays the same in every tab, when it was begun, the index of
-// the turn before it, -1 for the first ones, and of the one that is shown after it. Where a question has answers of which none is chosen, they are shown side by side. An answer also has {who,
-// continued, end, error, tokens, seconds, request, weights, system, first, good}; `first` is the depth, in the line of turns
-// that leads to it, of the first turn that the model was sent.
+// A chat is {id, model, turns, chosen, time, save}; `save` names its last change in the storage. No turn is ever removed
+// from `turns`, so that its index names it. A turn is {id, at, role, text, parent, chosen}: an id of its own, which stays
+// the same in every tab, when it was begun, the index of the turn before it, -1 for the first ones, and of the one that
+// is shown after it. Where a question has answers of which none is chosen, they are shown side by side. An answer also
+// has {who, continued, end, error, tokens, seconds, request, weights, system, first, good}; `first` is the depth, in the
+// line of turns that leads to it, of the first turn that the model was sent.
 const freshChat = (model) => ({ id: newId(), model, turns: [] });
 
 // A chat as it was stored; those of before there were branches are one line.
